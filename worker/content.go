@@ -1,0 +1,179 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/progress"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// unlazier is the part of the lazy file system that makes a layer local.
+type unlazier interface {
+	// Unlazy returns the path of a file with the whole, verified blob: what is
+	// missing of it is fetched first. The file's bytes never change afterwards.
+	// errdefs.ErrNotFound when the file system holds nothing of the blob.
+	Unlazy(ctx context.Context, dgst digest.Digest) (path string, err error)
+	// Fetched is the number of bytes of the blob that are on disk, and its
+	// size; zeros when unknown.
+	Fetched(dgst digest.Digest) (fetched, size int64)
+}
+
+// adoptingStore is a content store into which blobs of lazy layers come without
+// being fetched again.
+//
+// BuildKit unlazies a layer by opening a Writer for its digest and copying the
+// blob out of the registry. Part of a lazy layer's blob lies on disk already, as
+// the very bytes that the writer is to get. So Writer makes the layer local
+// first, which fetches only what is missing, and hard-links the file to where
+// the local store keeps blobs. containerd's metadata layer then finds the digest
+// in its backend, hands out a writer that is complete, and the caller commits
+// without reading a byte: that is its shared-content policy (core/metadata/content.go).
+//
+// Between the link and that look the garbage collector may remove the file,
+// which no namespace refers to yet. Then the writer comes back empty and is
+// filled from the lazy file, so that the caller never goes to the registry.
+type adoptingStore struct {
+	content.Store
+	lazy  unlazier
+	blobs string // the local store's directory of blobs: <root>/content/blobs
+}
+
+func (s *adoptingStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	var o content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return nil, err
+		}
+	}
+	dgst := o.Desc.Digest
+	if dgst == "" || dgst.Validate() != nil || !isLayer(o.Desc.MediaType) {
+		return s.Store.Writer(ctx, opts...)
+	}
+	path, err := s.unlazy(ctx, o.Desc)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if !errdefs.IsNotFound(err) {
+			// BuildKit's own provider may know a way that we don't, with the
+			// credentials of the session that asks.
+			bklog.G(ctx).WithError(err).Warnf("layer %s can't be completed, pulling it whole", dgst)
+		}
+		return s.Store.Writer(ctx, opts...)
+	}
+	if err := s.link(path, dgst); err != nil {
+		return nil, err
+	}
+	w, err := s.Store.Writer(ctx, opts...)
+	if err != nil {
+		return nil, err
+	}
+	if err := fill(w, path); err != nil {
+		return nil, errors.Join(fmt.Errorf("store layer %s: %w", dgst, err), w.Close())
+	}
+	return w, nil
+}
+
+// isLayer is false for what is certainly no layer, so that manifests and
+// configs don't ask the file system; BuildKit leaves the type out at times.
+func isLayer(mediaType string) bool {
+	switch mediaType {
+	case ocispecs.MediaTypeImageManifest, ocispecs.MediaTypeImageIndex, ocispecs.MediaTypeImageConfig:
+		return false
+	}
+	return true
+}
+
+// unlazy reports on the build's progress while bytes come in.
+func (s *adoptingStore) unlazy(ctx context.Context, desc ocispecs.Descriptor) (string, error) {
+	fetched, size := s.lazy.Fetched(desc.Digest)
+	if size == 0 {
+		return "", fmt.Errorf("layer %s: %w", desc.Digest, errdefs.ErrNotFound)
+	}
+	if fetched < size {
+		stop := s.report(ctx, desc.Digest)
+		defer stop()
+	}
+	return s.lazy.Unlazy(ctx, desc.Digest)
+}
+
+// report sends what has been fetched to the vertex's progress, twice a second,
+// until the function that it returns is called.
+func (s *adoptingStore) report(ctx context.Context, dgst digest.Digest) (stop func()) {
+	pw, _, _ := progress.NewFromContext(ctx)
+	started := time.Now()
+	write := func(done bool) {
+		fetched, size := s.lazy.Fetched(dgst)
+		st := progress.Status{Action: "downloading", Current: int(fetched), Total: int(size), Started: &started}
+		if done {
+			now := time.Now()
+			st.Action, st.Completed = "done", &now
+		}
+		pw.Write(dgst.String(), st)
+	}
+	quit, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := time.NewTicker(500 * time.Millisecond)
+		defer t.Stop()
+		for {
+			write(false)
+			select {
+			case <-t.C:
+			case <-quit:
+				write(true)
+				return
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		<-ended
+		pw.Close()
+	}
+}
+
+// link puts the file where the local content store looks for the blob.
+func (s *adoptingStore) link(path string, dgst digest.Digest) error {
+	dst := filepath.Join(s.blobs, dgst.Algorithm().String(), dgst.Encoded())
+	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
+		return fmt.Errorf("content directory of %s: %w", dgst, err)
+	}
+	if err := os.Link(path, dst); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("link layer %s into the content store: %w", dgst, err)
+	}
+	return nil
+}
+
+// fill completes a writer that does not have the blob's bytes yet.
+func fill(w content.Writer, path string) error {
+	st, err := w.Status()
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Offset >= fi.Size() {
+		return nil
+	}
+	_, err = io.Copy(w, io.NewSectionReader(f, st.Offset, fi.Size()-st.Offset))
+	return err
+}

@@ -6,23 +6,10 @@ import (
 	digest "github.com/opencontainers/go-digest"
 )
 
-// Source says where a remote snapshot's layer comes from: snapshot labels,
-// parsed once at the edge.
-type Source struct {
-	Reference   string            // image reference, host included: where to ask for the blob
-	Digest      digest.Digest     // of the blob
-	Annotations map[string]string // the layer descriptor's, as far as labels carried them (TOC digest, ...)
-	Neighbours  []digest.Digest   // this layer and those above it in the image, for resolving ahead
-	Sessions    []string          // BuildKit session ids that may authenticate
-}
-
-// ParseLabels reads the labels of a snapshot, BuildKit's temporary ones (with a
-// unique suffix and session ids) included. ok is false when they do not describe
-// a remote layer; an error says that they try to and are wrong.
-func ParseLabels(labels map[string]string) (src Source, ok bool, err error) { panic("skeleton") }
-
 // FileSystem serves layers from directories. The snapshotter asks it under
-// containerd's metadata lock, so Open never waits for the network.
+// containerd's metadata lock, so Open never waits for the network. A FileSystem
+// may also have the methods Attach and Usage of [Lazy]; they are used where they
+// are there.
 type FileSystem interface {
 	// Open returns the layer of src, counted: each Open is paired with one
 	// Layer.Close. When restore is false and the layer was not resolved before,
@@ -32,11 +19,13 @@ type FileSystem interface {
 	Open(src Source, restore bool) (Layer, error)
 }
 
-// Layer is a hold on one lazily readable layer.
+// Layer is a hold on one lazily readable layer. Its methods are safe for
+// concurrent use; none is called after Close.
 type Layer interface {
 	// Dir is a directory that shows the layer in overlayfs terms. n counts the
 	// occurrences of the same layer in one chain, from 0: each n has a directory
-	// of its own, since overlayfs refuses one that occurs twice.
+	// of its own, since overlayfs refuses one that occurs twice. It fails for a
+	// layer that is not resolved, and it never waits for the network.
 	Dir(n int) (string, error)
 	// Resolve makes an unresolved layer readable, over the network if it must.
 	// Nothing to do, and free, for a resolved one.
@@ -53,8 +42,18 @@ type Lazy interface {
 	// Result i is nil when Open will succeed for srcs[i]; otherwise it says why
 	// the layer can't be lazy.
 	Resolve(ctx context.Context, srcs ...Source) []error
-	// Attach lets reads of src's layer authenticate through src.Sessions from now on.
+	// Attach lets reads of src's layer authenticate through src.Sessions from now
+	// on. It does not wait for a session or for the network.
 	Attach(src Source)
-	// Usage is the disk space that the layer's blob and TOC hold, in bytes.
+	// Usage is the disk space that the layer's blob and TOC hold, in bytes; 0 for
+	// a layer that holds none.
+	Usage(dgst digest.Digest) (int64, error)
+}
+
+// attacher is the ability to let sessions authenticate: [Lazy.Attach].
+type attacher interface{ Attach(src Source) }
+
+// usager is the ability to tell a layer's disk space: [Lazy.Usage].
+type usager interface {
 	Usage(dgst digest.Digest) (int64, error)
 }

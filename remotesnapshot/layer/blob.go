@@ -1,0 +1,45 @@
+package layer
+
+import (
+	"context"
+
+	digest "github.com/opencontainers/go-digest"
+)
+
+// Priority of a fetch: a higher one is served first.
+type Priority uint8
+
+const (
+	Background Priority = iota // nobody is known to need the bytes
+	Prefetch                   // they will probably be needed soon
+	Blocked                    // somebody waits for them
+)
+
+// Blob is what a layer needs of a remote blob. Safe for concurrent use.
+type Blob interface {
+	// Digest names the blob.
+	Digest() digest.Digest
+	// Size in bytes; 0 until a request or an earlier run has told it.
+	Size() int64
+	// Tail makes the last n bytes present (all when the blob is shorter),
+	// returns them and learns the blob's size on the way.
+	Tail(ctx context.Context, n int64) (tail []byte, size int64, err error)
+	// ReadAt is io.ReaderAt with a context; it fetches what is missing first.
+	ReadAt(ctx context.Context, p Priority, dst []byte, off int64) (int, error)
+	// Fetch makes a range present: its missing parts, single-flight.
+	Fetch(ctx context.Context, p Priority, off, size int64) error
+	// Present says whether a range needs no request. Never blocks.
+	Present(off, size int64) bool
+	// Drop forgets a range whose bytes have proved wrong.
+	Drop(off, size int64)
+	// Complete makes the blob local: whole, and verified by its digest.
+	Complete(ctx context.Context, p Priority) error
+	// Local says whether the blob is whole and verified.
+	Local() bool
+	// Fetched is the number of bytes present.
+	Fetched() int64
+	// Check asks the origins whether the blob can still be had.
+	Check(ctx context.Context) error
+	// Close ends the layer's hold on the blob.
+	Close() error
+}

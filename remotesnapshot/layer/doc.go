@@ -1,0 +1,41 @@
+// Package layer turns a table of contents and a remote blob into verified file
+// contents: bytes at (inode, offset).
+//
+// # Words
+//
+// A Pool holds what all layers of a daemon share: the memory for chunks and the
+// settings. A Layer is one lazily readable layer. A member is the part of the
+// blob that can be decompressed alone, a chunk the part of a file that can be
+// verified alone; a window is what one request asks for around a member that
+// somebody waits for.
+//
+// # A read
+//
+// A chunk in the Pool's cache is copied. Otherwise the reader joins, or starts,
+// the flight of the member that holds the chunk: the window is made present in
+// the blob (no memory is held meanwhile, so that readers of a dead registry
+// can't starve others), then, within the Pool's budget of memory, the member is
+// read, decompressed and verified, and its chunks go to the cache and to all who
+// wait. A flight goes on as long as one reader waits, whoever started it.
+//
+// Bytes that fail their digest are forgotten by the blob and fetched once more
+// before that is an error: the record of what is present is a hint, and a power
+// cut may have left garbage in the file.
+//
+// # What is never done
+//
+// No byte is returned that was not verified: against the chunk's digest, or,
+// where a layer has none (legacy stargz), by the digest of the whole blob.
+//
+// # Lifetime
+//
+// A Layer is made with one hold, which Close gives up; each request takes one
+// more by Acquire. The TOC is unmapped and the blob closed by whoever gives up
+// the last. Close ends the reads under way, so that is soon.
+//
+// # Locks
+//
+// Layer.flights, Layer.goroutines, windows, readAhead and cache have a mutex
+// each. They are leaves: none is held while another one is taken, nor during
+// I/O, decompression or a call of a Blob.
+package layer

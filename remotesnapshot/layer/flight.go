@@ -1,0 +1,290 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/lazykit/lazykit/estargz"
+)
+
+// besides is how many bytes of other chunks are kept when a member is
+// decompressed for one of them: small files that share a member are mostly read
+// together.
+const besides = 1 << 20
+
+// flight is the work on one member that its waiters share. What is below the
+// line is guarded by Layer.flights.
+type flight struct {
+	member uint32
+	want   uint32 // the chunk that the first waiter is after
+	size   int64  // of it, decompressed
+	upTo   uint32 // the last member that the first waiter will need
+	cancel context.CancelFunc
+	done   chan struct{} // closed when chunks and err are final
+	err    error
+
+	waiters  int
+	finished bool
+	chunks   map[uint32]*buffer
+}
+
+// load calls use with chunk c, verified. It fetches and decompresses the
+// chunk's member, or joins those who do.
+func (l *Layer) load(ctx context.Context, n need, use func(data []byte)) error {
+	for {
+		f, err := l.join(n)
+		if err != nil {
+			return err
+		}
+		found, err := l.wait(ctx, f, n.chunk, use)
+		l.leave(f)
+		if found || err != nil {
+			return err
+		}
+		// The flight was for another chunk of a member that has many, and did
+		// not keep ours. The next flight may be our own.
+		if b := l.pool.cache.get(chunkKey{l.id, n.chunk}); b != nil {
+			use(b.data)
+			b.release()
+			return nil
+		}
+	}
+}
+
+// need is one chunk that a read can't do without.
+type need struct {
+	chunk  uint32
+	size   int64 // decompressed
+	member uint32
+	upTo   uint32 // the last member that the same read will need
+}
+
+func (l *Layer) join(n need) (*flight, error) {
+	l.flights.Lock()
+	defer l.flights.Unlock()
+	if f := l.flights.of[n.member]; f != nil {
+		f.waiters++
+		return f, nil
+	}
+	ctx, cancel := context.WithCancel(l.ctx)
+	f := &flight{
+		member: n.member, want: n.chunk, size: n.size, upTo: n.upTo,
+		cancel: cancel, done: make(chan struct{}), waiters: 1,
+	}
+	if !l.start(func() { l.fly(ctx, f) }) {
+		cancel()
+		return nil, fmt.Errorf("layer %s: %w", l.blob.Digest(), ErrClosed)
+	}
+	l.flights.of[n.member] = f
+	return f, nil
+}
+
+// wait returns when the flight has landed or the caller's ctx has ended.
+func (l *Layer) wait(ctx context.Context, f *flight, chunk uint32, use func([]byte)) (found bool, err error) {
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return false, fmt.Errorf("layer %s: chunk %d: %w", l.blob.Digest(), chunk, context.Cause(ctx))
+	}
+	b := f.chunks[chunk]
+	if b == nil && f.want == chunk {
+		return false, f.err
+	}
+	if b == nil {
+		return false, nil
+	}
+	use(b.data)
+	return true, nil
+}
+
+// leave ends the interest of one waiter. The last one stops the work, or frees
+// its results.
+func (l *Layer) leave(f *flight) {
+	l.flights.Lock()
+	f.waiters--
+	last := f.waiters == 0
+	if last {
+		l.forgetLocked(f)
+	}
+	free := last && f.finished
+	l.flights.Unlock()
+	if last {
+		f.cancel()
+	}
+	if free {
+		f.free()
+	}
+}
+
+// forgetLocked lets later readers start anew instead of joining f.
+func (l *Layer) forgetLocked(f *flight) {
+	if l.flights.of[f.member] == f {
+		delete(l.flights.of, f.member)
+	}
+}
+
+// land publishes the results of f.
+func (l *Layer) land(f *flight, chunks map[uint32]*buffer, err error) {
+	l.flights.Lock()
+	f.chunks, f.err, f.finished = chunks, err, true
+	l.forgetLocked(f)
+	free := f.waiters == 0
+	l.flights.Unlock()
+	close(f.done)
+	if free {
+		f.free()
+	}
+}
+
+// free ends the flight's holds on its chunks, when nobody waits any more.
+func (f *flight) free() {
+	for _, b := range f.chunks {
+		b.release()
+	}
+}
+
+// fly does the work of a flight.
+func (l *Layer) fly(ctx context.Context, f *flight) {
+	chunks, err := l.fetchMember(ctx, f)
+	if err != nil && l.ctx.Err() != nil {
+		err = ErrClosed
+	}
+	if err != nil {
+		err = fmt.Errorf("layer %s: chunk %d: %w", l.blob.Digest(), f.want, err)
+	}
+	for n, b := range chunks {
+		l.pool.cache.put(chunkKey{l.id, n}, b)
+	}
+	l.land(f, chunks, err)
+}
+
+// fetchMember makes the member of f present and decompresses it. Bytes that
+// prove wrong are fetched once more.
+func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer, error) {
+	m, err := l.toc.Member(f.member)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.vouch(ctx); err != nil {
+		return nil, err
+	}
+	if err := l.fetchWindow(ctx, f, m); err != nil {
+		return nil, err
+	}
+	chunks, err := l.decode(ctx, f, m, 0, math.MaxUint32)
+	if errors.Is(err, estargz.ErrCorrupt) {
+		l.blob.Drop(m.Offset, m.Size)
+		if err := l.vouch(ctx); err != nil {
+			return nil, err
+		}
+		if err := l.blob.Fetch(ctx, Blocked, m.Offset, m.Size); err != nil {
+			return nil, err
+		}
+		// Other chunks of the member may be wrong for good; this one need not be.
+		chunks, err = l.decode(ctx, f, m, f.want, f.want)
+	}
+	l.windows.use(m)
+	return chunks, err
+}
+
+// vouch makes sure that the bytes of a layer without chunk digests were verified
+// by the digest of the whole blob.
+func (l *Layer) vouch(ctx context.Context) error {
+	if l.toc.HasChunkDigests() || l.blob.Local() {
+		return nil
+	}
+	return l.blob.Complete(ctx, Blocked)
+}
+
+// fetchWindow makes the members present that the first waiter needs, and
+// neighbours with them.
+func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) error {
+	last, hi := l.span(f, m)
+	if l.blob.Present(m.Offset, hi-m.Offset) {
+		return nil
+	}
+	off, size, done := l.windows.plan(l.toc, f.member, last, m.Offset, hi, l.blob.Present)
+	defer done()
+	return l.blob.Fetch(ctx, Blocked, off, size)
+}
+
+// span returns the last member, and the end of it, that one request can bring
+// for a read that needs f.member to f.upTo. Members of one file follow one
+// another unless the file is stored in parts.
+func (l *Layer) span(f *flight, m estargz.Member) (last uint32, hi int64) {
+	last, hi = f.member, m.Offset+m.Size
+	for n := f.member + 1; n <= f.upTo && n > f.member; n++ {
+		next, err := l.toc.Member(n)
+		if err != nil || next.Offset != hi || next.Offset+next.Size-m.Offset > l.pool.opts.Window {
+			break
+		}
+		last, hi = n, next.Offset+next.Size
+	}
+	return last, hi
+}
+
+// decode decompresses member m within the pool's budget: the chunk that f is
+// for, and up to besides bytes of others from first to last. The caller owns the
+// holds.
+func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, last uint32) (chunks map[uint32]*buffer, err error) {
+	if m.Size < 0 || m.Size > math.MaxInt32 || f.size > math.MaxInt32 {
+		return nil, fmt.Errorf("%d bytes at %d: too large to be verified in memory: %w", m.Size, m.Offset, estargz.ErrCorrupt)
+	}
+	release, err := l.pool.reserve(ctx, m.Size+f.size+besides)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	compressed, err := l.pool.mem.alloc(int(m.Size))
+	if err != nil {
+		return nil, err
+	}
+	defer compressed.release()
+	if _, err := l.blob.ReadAt(ctx, Blocked, compressed.data, m.Offset); err != nil {
+		return nil, err
+	}
+	l.stats.loads.Add(1)
+
+	k := keeper{mem: &l.pool.mem, want: f.want, room: besides, chunks: make(map[uint32]*buffer)}
+	err = l.toc.Decode(f.member, compressed.data, first, last, k.keep)
+	if err == nil {
+		err = k.err
+	}
+	if err == nil && k.chunks[f.want] == nil {
+		err = fmt.Errorf("member at %d has no such chunk: %w", m.Offset, estargz.ErrCorrupt)
+	}
+	if k.chunks[f.want] != nil && k.err == nil {
+		// What comes after the chunk in the member is not this read's business.
+		return k.chunks, nil
+	}
+	(&flight{chunks: k.chunks}).free()
+	return nil, err
+}
+
+// keeper copies the chunks of a member that are worth keeping.
+type keeper struct {
+	mem    *memory
+	want   uint32
+	room   int64
+	chunks map[uint32]*buffer
+	err    error
+}
+
+func (k *keeper) keep(chunk uint32, data []byte) (more bool) {
+	if chunk != k.want {
+		if int64(len(data)) > k.room {
+			return k.chunks[k.want] == nil
+		}
+		k.room -= int64(len(data))
+	}
+	b, err := k.mem.alloc(len(data))
+	if err != nil {
+		k.err = err
+		return false
+	}
+	copy(b.data, data)
+	k.chunks[chunk] = b
+	return k.chunks[k.want] == nil || k.room > 0
+}

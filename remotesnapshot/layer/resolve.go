@@ -1,0 +1,303 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/lazykit/lazykit/estargz"
+)
+
+// ErrNotResolved says that a layer was not seen before, or not well enough to be
+// opened without the network.
+var ErrNotResolved = errors.New("layer is not resolved")
+
+// maxTOC bounds the compressed TOC that is read into memory; the largest ones of
+// real layers have some megabytes.
+const maxTOC = 256 << 20
+
+// Finder says where the TOC of a layer is looked for. TOCDir is required.
+type Finder struct {
+	// TOCDir keeps the compact TOCs.
+	TOCDir string
+	// External fetches the TOC of an eStargz blob whose TOC lies in a blob of
+	// its own; nil: such layers are not lazy.
+	External func(ctx context.Context) ([]byte, error)
+	// Limits of what a TOC may cost.
+	Limits estargz.Limits
+}
+
+// TOCPath is where the compact TOC of a layer is kept in dir: by the digest that
+// vouches for it, the TOC's own or, without one, the blob's.
+func TOCPath(dir string, blob digest.Digest, hints estargz.Hints) string {
+	if d := hints.TOCDigest; d != "" {
+		return filepath.Join(dir, d.Algorithm().String()+"-"+d.Encoded()+".toc")
+	}
+	return wholePath(dir, blob)
+}
+
+// wholePath is the place of a TOC that only the whole blob vouches for.
+func wholePath(dir string, blob digest.Digest) string {
+	return filepath.Join(dir, "blob-"+blob.Algorithm().String()+"-"+blob.Encoded()+".toc")
+}
+
+// OpenTOC opens the TOC of a layer that was resolved before, without any request.
+// ErrNotResolved when that is not possible.
+func (f Finder) OpenTOC(b Blob, hints estargz.Hints) (*estargz.TOC, error) {
+	if toc := openKept(TOCPath(f.TOCDir, b.Digest(), hints), b); toc != nil {
+		return toc, nil
+	}
+	// Legacy stargz is vouched for by the blob even if the manifest names a TOC
+	// digest. Of the other formats that digest must hold.
+	if hints.TOCDigest != "" {
+		if toc := openKept(wholePath(f.TOCDir, b.Digest()), b); toc != nil {
+			if toc.Format() == estargz.FormatStargz {
+				return toc, nil
+			}
+			_ = toc.Close()
+		}
+	}
+	return nil, fmt.Errorf("layer %s: %w", b.Digest(), ErrNotResolved)
+}
+
+// openKept opens a compact TOC if it is undamaged, is of this blob, and its
+// layer can be verified: by chunk digests, or because the blob is local. A file
+// that can't be used is left to Compile, which replaces it.
+func openKept(path string, b Blob) *estargz.TOC {
+	toc, err := estargz.Open(path)
+	if err != nil {
+		return nil
+	}
+	size := b.Size()
+	if size != 0 && size != toc.BlobSize() || !toc.HasChunkDigests() && !b.Local() {
+		// Closing what was only mapped for reading can't lose anything.
+		_ = toc.Close()
+		return nil
+	}
+	return toc
+}
+
+// Resolve finds the TOC of a layer, verifies it and opens its compact form: the
+// one kept in TOCDir, or else, over the network, the one that the blob's footer
+// or the hints point to. Where nothing vouches for the TOC or for single chunks,
+// the blob is made local first. The caller closes the TOC; b stays the caller's.
+//
+// The error wraps estargz.ErrNotLazy when the blob has no TOC, and
+// estargz.ErrCorrupt when it has a wrong one, fetched twice: both are final.
+// Other errors are those of the network and the disk.
+func (f Finder) Resolve(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
+	if toc, err := f.OpenTOC(b, hints); err == nil {
+		return toc, nil
+	}
+	toc, err := f.resolve(ctx, b, hints)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", b.Digest(), err)
+	}
+	return toc, nil
+}
+
+func (f Finder) resolve(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
+	if hints.TOCDigest != "" {
+		toc, err := f.byDigest(ctx, b, hints)
+		if !errors.Is(err, errNeedsWhole) {
+			return toc, err
+		}
+	} else if _, err := f.find(ctx, b, hints); err != nil {
+		return nil, err // not worth the whole blob: it has no TOC, or can't be had
+	}
+	return f.byBlob(ctx, b, hints)
+}
+
+// errNeedsWhole says that only the whole blob can vouch for a layer's files.
+var errNeedsWhole = errors.New("nothing vouches for parts of the blob")
+
+// byDigest resolves a layer by the TOC digest of its manifest.
+func (f Finder) byDigest(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
+	v, err := f.verified(ctx, b, hints)
+	if err != nil {
+		return nil, err
+	}
+	path := TOCPath(f.TOCDir, b.Digest(), hints)
+	if err := v.Compile(ctx, path); err != nil {
+		return nil, err
+	}
+	toc, err := estargz.Open(path)
+	if err != nil || toc.HasChunkDigests() || b.Local() {
+		return toc, err
+	}
+	return nil, errors.Join(errNeedsWhole, toc.Close())
+}
+
+// verified reads a TOC that has the manifest's digest. Wrong bytes may be
+// what an earlier run left on the disk: they are fetched once more.
+func (f Finder) verified(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.Verified, error) {
+	v, loc, err := f.try(ctx, b, hints)
+	if err == nil || !errors.Is(err, estargz.ErrCorrupt) && !errors.Is(err, estargz.ErrNotLazy) {
+		return v, err
+	}
+	if size := b.Size(); size > 0 {
+		from := max(0, size-estargz.TailSize)
+		b.Drop(from, size-from)
+		b.Drop(loc.Offset, loc.Size)
+	}
+	v, _, err = f.try(ctx, b, hints)
+	return v, err
+}
+
+func (f Finder) try(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.Verified, estargz.Location, error) {
+	found, err := f.find(ctx, b, hints)
+	if err != nil {
+		return nil, found.loc, err
+	}
+	if found.loc.Format == estargz.FormatStargz {
+		return nil, found.loc, errNeedsWhole
+	}
+	u, err := f.read(ctx, b, found)
+	if err != nil {
+		return nil, found.loc, err
+	}
+	v, err := u.Verify(hints.TOCDigest)
+	return v, found.loc, err
+}
+
+// byBlob resolves a layer that only its whole blob vouches for. The TOC is read
+// after the blob was verified, for the bytes seen before may have been wrong.
+func (f Finder) byBlob(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
+	if err := b.Complete(ctx, Blocked); err != nil {
+		return nil, err
+	}
+	found, err := f.find(ctx, b, estargz.Hints{})
+	if err != nil {
+		return nil, err
+	}
+	if found.loc.Format == estargz.FormatEStargzExtern {
+		return nil, fmt.Errorf("external TOC without a digest in the manifest: %w", estargz.ErrNotLazy)
+	}
+	u, err := f.read(ctx, b, found)
+	if err != nil {
+		return nil, err
+	}
+	path := wholePath(f.TOCDir, b.Digest())
+	if err := u.VerifiedByBlob().Compile(ctx, path); err != nil {
+		return nil, err
+	}
+	return estargz.Open(path)
+}
+
+// found is where a TOC lies, and its bytes if they came with the footer.
+type found struct {
+	loc   estargz.Location
+	bytes []byte // nil: not read yet
+}
+
+// find learns where the TOC lies: from the hints, which costs nothing, or from
+// the footer, for which the end of the blob is fetched.
+func (f Finder) find(ctx context.Context, b Blob, hints estargz.Hints) (found, error) {
+	if hints.TOC.Size > 0 {
+		return found{loc: hints.TOC}, nil
+	}
+	tail, size, err := b.Tail(ctx, estargz.TailSize)
+	if err != nil {
+		return found{}, err
+	}
+	loc, err := estargz.ParseFooter(tail, size)
+	if err != nil {
+		return found{}, err
+	}
+	toc, _ := loc.Within(tail, size)
+	return found{loc: loc, bytes: toc}, nil
+}
+
+// read fetches what is missing of a TOC and reads it.
+func (f Finder) read(ctx context.Context, b Blob, at found) (*estargz.Unverified, error) {
+	compressed, err := at.bytes, error(nil)
+	switch {
+	case at.loc.Format == estargz.FormatEStargzExtern:
+		compressed, err = f.external(ctx)
+	case compressed == nil:
+		compressed, err = readRange(ctx, b, at.loc)
+	}
+	if err != nil {
+		return nil, err
+	}
+	size := b.Size()
+	if size == 0 {
+		// The hints were enough so far, but members need the blob's end.
+		if _, size, err = b.Tail(ctx, estargz.MinTail); err != nil {
+			return nil, err
+		}
+	}
+	return estargz.ReadTOC(ctx, at.loc, size, compressed, f.Limits)
+}
+
+func (f Finder) external(ctx context.Context) ([]byte, error) {
+	if f.External == nil {
+		return nil, fmt.Errorf("TOC lies outside of the blob: %w", estargz.ErrNotLazy)
+	}
+	toc, err := f.External(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("external TOC: %w", err)
+	}
+	return toc, nil
+}
+
+func readRange(ctx context.Context, b Blob, loc estargz.Location) ([]byte, error) {
+	if loc.Size > maxTOC {
+		return nil, fmt.Errorf("TOC of %d bytes: %w: %w", loc.Size, estargz.ErrLimit, estargz.ErrCorrupt)
+	}
+	if size := b.Size(); size > 0 && (loc.Offset < 0 || loc.Offset > size-loc.Size) {
+		return nil, fmt.Errorf("TOC at %d is not in a blob of %d bytes: %w", loc.Offset, size, estargz.ErrCorrupt)
+	}
+	dst := make([]byte, loc.Size)
+	if _, err := b.ReadAt(ctx, Blocked, dst, loc.Offset); err != nil {
+		return nil, fmt.Errorf("TOC at %d: %w", loc.Offset, err)
+	}
+	return dst, nil
+}
+
+// Ahead fetches what Resolve will ask the network for, of a layer whose hints are
+// not known yet: footer and TOC. Nothing is verified or kept but the bytes.
+func Ahead(ctx context.Context, b Blob) error {
+	tail, size, err := b.Tail(ctx, estargz.TailSize)
+	if err != nil {
+		return err
+	}
+	loc, err := estargz.ParseFooter(tail, size)
+	if err != nil {
+		return err
+	}
+	if _, ok := loc.Within(tail, size); ok || loc.Size == 0 || loc.Size > maxTOC {
+		return nil
+	}
+	return b.Fetch(ctx, Prefetch, loc.Offset, loc.Size)
+}
+
+// Kept says whether a file in TOCDir is a compact TOC, and not one that is being
+// written.
+func Kept(name string) bool {
+	return filepath.Ext(name) == ".toc"
+}
+
+// MakeTOCDir makes the directory and removes what an earlier process left half
+// written in it. To be called before the first Resolve.
+func MakeTOCDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !Kept(e.Name()) {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

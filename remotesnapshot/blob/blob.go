@@ -1,0 +1,214 @@
+package blob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	digest "github.com/opencontainers/go-digest"
+)
+
+// Blob is a hold on one remote blob; all holds of a digest share its bytes and
+// requests. Safe for concurrent use.
+type Blob struct {
+	*entry
+	released atomic.Bool
+}
+
+// Digest names the blob.
+func (b *Blob) Digest() digest.Digest { return b.dgst }
+
+// Size is 0 until a request or an earlier run has told it.
+func (b *Blob) Size() int64 {
+	size, _ := b.sizeNow()
+	return size
+}
+
+// Tail makes the last n bytes present (all when the blob is shorter) and learns
+// the blob's size on the way, in one request where the server can do that; none
+// when both are known. Errors are those of ReadAt.
+func (b *Blob) Tail(ctx context.Context, n int64) (tail []byte, size int64, err error) {
+	if n <= 0 {
+		return nil, 0, fmt.Errorf("tail of %d bytes of blob %s: not a length", n, b.dgst)
+	}
+	if b.released.Load() {
+		return nil, 0, ErrClosed
+	}
+	d, err := b.demand(Blocked, span{}, n)
+	if d != nil {
+		err = b.await(ctx, d)
+	}
+	size, known := b.sizeNow()
+	if err != nil && !(known && errors.Is(err, errDisk)) { // ReadAt can do without the disk
+		return nil, 0, err
+	}
+	tail = make([]byte, min(n, size))
+	if _, err := b.ReadAt(ctx, Blocked, tail, size-int64(len(tail))); err != nil && err != io.EOF {
+		return nil, 0, err
+	}
+	return tail, size, nil
+}
+
+// ReadAt is io.ReaderAt with a context: it fetches what is missing of the range
+// first, single-flight, at priority p. At the end of the blob it returns the
+// bytes there are and io.EOF. A fetch that fails names the blob, the range, and
+// the last error of each host; one that gave up or was refused can be asked with
+// errdefs (not found, unauthenticated, permission denied, unavailable). After an
+// error nothing is known of dst.
+func (b *Blob) ReadAt(ctx context.Context, p Priority, dst []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read blob %s: negative offset %d", b.dgst, off)
+	}
+	if b.released.Load() {
+		return 0, ErrClosed
+	}
+	if len(dst) == 0 {
+		return 0, nil
+	}
+	return b.readAt(ctx, p, dst, off)
+}
+
+func (e *entry) readAt(ctx context.Context, p Priority, dst []byte, off int64) (int, error) {
+	want := span{off, off + int64(len(dst))}
+	if want.hi < off {
+		want.hi = unknownEnd
+	}
+	err := e.get(ctx, p, want)
+	if errors.Is(err, errDisk) {
+		return e.readPast(ctx, p, dst, off)
+	}
+	if err != nil {
+		return 0, err
+	}
+	n, err := e.pread(dst, off)
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errDisk) {
+		// The file lost bytes under us: fetch them once more.
+		e.drop(want)
+		if err := e.get(ctx, p, want); err != nil {
+			return 0, err
+		}
+		n, err = e.pread(dst, off)
+	}
+	return n, err
+}
+
+// pread reads bytes that are present.
+func (e *entry) pread(dst []byte, off int64) (int, error) {
+	e.mu.Lock()
+	file, size := e.mu.file, e.mu.size
+	e.mu.Unlock()
+	if off >= size {
+		return 0, io.EOF
+	}
+	want := dst[:min(int64(len(dst)), size-off)]
+	n, err := file.ReadAt(want, off)
+	switch {
+	case n == len(want) && n < len(dst):
+		return n, io.EOF
+	case n == len(want):
+		return n, nil
+	case err == io.EOF:
+		err = io.ErrUnexpectedEOF
+	}
+	return n, fmt.Errorf("read blob %s at %d from the store: %w", e.dgst, off, err)
+}
+
+// Fetch makes a range present, without reading it; what lies behind the end of
+// the blob is not missed. Errors are those of ReadAt.
+func (b *Blob) Fetch(ctx context.Context, p Priority, off, size int64) error {
+	if off < 0 || size < 0 {
+		return fmt.Errorf("fetch blob %s: bad range %d+%d", b.dgst, off, size)
+	}
+	if b.released.Load() {
+		return ErrClosed
+	}
+	s := span{off, off + size}
+	if s.hi < off {
+		s.hi = unknownEnd
+	}
+	return b.get(ctx, p, s)
+}
+
+// Drop forgets a range whose bytes have proved wrong, so that the next read
+// fetches it again. A local blob is verified against its digest instead: when
+// that still matches, nothing is dropped, and otherwise all of it, into a new file.
+func (b *Blob) Drop(off, size int64) {
+	if b.Local() {
+		b.dropLocal()
+		return
+	}
+	b.drop(span{off, off + size})
+}
+
+// Local says whether the blob is whole and verified.
+func (b *Blob) Local() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.mu.local
+}
+
+// Path is the blob's file. Its contents are the blob's, and final, when Local.
+func (b *Blob) Path() string { return b.path }
+
+// Fetched is the number of bytes present.
+func (b *Blob) Fetched() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.mu.present.total
+}
+
+// AddOrigin adds a place where the blob can be had; it is asked before those
+// known. One with the same reference is replaced.
+func (b *Blob) AddOrigin(o Origin) { b.addOrigin(o) }
+
+// Check asks the origins whether the blob can still be had, with one small
+// request to each host until one has it. It does not retry.
+func (b *Blob) Check(ctx context.Context) error {
+	if b.released.Load() {
+		return ErrClosed
+	}
+	cands, err := b.candidates(ctx)
+	if err != nil {
+		return fmt.Errorf("check blob %s: %w", b.dgst, err)
+	}
+	return b.checkAny(ctx, cands)
+}
+
+// CheckOrigin is Check for one origin, known or not. It proves that whoever
+// stands behind o.Hosts may read the blob.
+func (b *Blob) CheckOrigin(ctx context.Context, o Origin) error {
+	if b.released.Load() {
+		return ErrClosed
+	}
+	cands, err := b.store.candidatesOf(ctx, o)
+	if err != nil {
+		return fmt.Errorf("check blob %s: %w", b.dgst, err)
+	}
+	return b.checkAny(ctx, cands)
+}
+
+func (e *entry) checkAny(ctx context.Context, cands []*candidate) error {
+	if len(cands) == 0 {
+		return fmt.Errorf("check blob %s: %w", e.dgst, errNoHosts)
+	}
+	var errs []error
+	for _, c := range cands {
+		err := e.check(ctx, c)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return fmt.Errorf("check blob %s: %w", e.dgst, errors.Join(errs...))
+}
+
+// Close ends this hold; with the last one the blob's requests end and its list of
+// ranges is written. The bytes stay in the store. Closing twice does nothing.
+func (b *Blob) Close() error {
+	if b.released.Swap(true) {
+		return nil
+	}
+	return b.store.release(b.entry)
+}

@@ -1,0 +1,126 @@
+package blob
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Bounds of what one more request is worth in bytes, and the guesses for a host
+// that nothing is known of.
+const (
+	minGap       = 64 << 10
+	maxGap       = 1 << 20
+	minPiece     = 1 << 20
+	pieceTime    = 2 * time.Second // a request should not last longer than that
+	slowestGuess = 50 * time.Millisecond
+)
+
+// host is what a store knows of one registry host, over all blobs.
+type host struct {
+	name     string
+	slots    *slots
+	noSuffix atomic.Bool // refuses suffix ranges
+	noRange  atomic.Bool // ignores ranges
+	lastByte atomic.Int64
+	mu       struct {
+		sync.Mutex
+		delay     time.Duration // from request to header, moving average
+		rate      float64       // bytes per second of one connection, moving average
+		fails     int           // in a row
+		avoid     time.Time     // ask others first until then
+		notBefore time.Time     // do not ask at all until then (Retry-After)
+	}
+}
+
+func newHost(name string, connections int) *host {
+	return &host{name: name, slots: newSlots(connections)}
+}
+
+// touch notes that a byte arrived.
+func (h *host) touch() { h.lastByte.Store(time.Now().UnixNano()) }
+
+func (h *host) touched() time.Time { return time.Unix(0, h.lastByte.Load()) }
+
+// measured takes one exchange into the averages: the time to its header, and
+// its body when it was long enough to tell.
+func (h *host) measured(delay time.Duration, n int64, body time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.mu.delay == 0 {
+		h.mu.delay = delay
+	}
+	h.mu.delay += (delay - h.mu.delay) / 4
+	if n < minGap || body <= 0 {
+		return
+	}
+	rate := float64(n) / body.Seconds()
+	if h.mu.rate == 0 {
+		h.mu.rate = rate
+	}
+	h.mu.rate += (rate - h.mu.rate) / 4
+}
+
+// gap is how many bytes cost about as much as one more request: the product of
+// bandwidth and delay, within bounds.
+func (h *host) gap() int64 {
+	if h == nil {
+		return minGap
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return min(max(int64(h.mu.rate*h.mu.delay.Seconds()), minGap), maxGap)
+}
+
+// ahead is how far a running request may be from bytes that a process waits
+// for before asking for them separately is quicker.
+func (h *host) ahead() int64 {
+	if h == nil {
+		return maxGap
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.mu.rate == 0 {
+		return maxGap
+	}
+	return max(minGap, int64(h.mu.rate*max(2*h.mu.delay, slowestGuess).Seconds()))
+}
+
+// piece is the size of one request of a large fetch, at most limit.
+func (h *host) piece(limit int64) int64 {
+	if h == nil {
+		return limit
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.mu.rate == 0 {
+		return limit
+	}
+	return min(limit, max(minPiece, int64(h.mu.rate*pieceTime.Seconds())))
+}
+
+// worked ends a series of failures.
+func (h *host) worked() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mu.fails, h.mu.avoid, h.mu.notBefore = 0, time.Time{}, time.Time{}
+}
+
+// failed makes others be asked first for a while that grows with each failure.
+func (h *host) failed(retryAfter time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mu.fails++
+	now := time.Now()
+	h.mu.avoid = now.Add(min(time.Second<<min(h.mu.fails, 6), time.Minute))
+	if retryAfter > 0 {
+		h.mu.notBefore = now.Add(retryAfter)
+	}
+}
+
+// state says whether others are to be asked first, and until when not to ask.
+func (h *host) state() (avoid bool, notBefore time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return time.Now().Before(h.mu.avoid), h.mu.notBefore
+}

@@ -1,0 +1,131 @@
+package blob
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+)
+
+// Hosts returns the registry hosts to ask for a blob, in order (mirrors first).
+// It is called again for each round of attempts, so credentials are renewed by
+// it. It must return soon after ctx ends.
+type Hosts func(ctx context.Context) ([]docker.RegistryHost, error)
+
+// Origin is one place where a blob can be had.
+type Origin struct {
+	Reference string // image reference: names host and repository
+	Hosts     Hosts
+}
+
+// Priority of a fetch: a higher one is served first.
+type Priority uint8
+
+const (
+	Background Priority = iota // nobody waits; never takes the last connections of a host
+	Prefetch                   // likely to be read soon
+	Blocked                    // a process waits for these bytes
+)
+
+// String names the priority for logs and reports.
+func (p Priority) String() string {
+	switch p {
+	case Background:
+		return "background"
+	case Prefetch:
+		return "prefetch"
+	default:
+		return "blocked"
+	}
+}
+
+// Options of a Store. Zero values are the documented defaults.
+type Options struct {
+	Root        string // holds the sparse files and their hints; required
+	Connections int    // parallel requests to one host; 0: 10
+
+	// RequestSize is the largest range of one request in bytes; larger missing
+	// ranges are fetched by several requests in parallel. 0: 8 MiB. On a slow
+	// link less is asked for at a time.
+	RequestSize int64
+
+	// HeaderTimeout bounds the wait for a response's header, StallTimeout the
+	// wait for the next byte of its body, AuthTimeout one round of authorization
+	// (it may ask the user's credential helper). Afterwards the attempt has
+	// failed and the next host is asked. 0: 10 s, 10 s and 30 s.
+	HeaderTimeout time.Duration
+	StallTimeout  time.Duration
+	AuthTimeout   time.Duration
+
+	// GiveUp ends a fetch for which no byte arrived for so long. 0: 60 s.
+	GiveUp time.Duration
+
+	// BackoffMin and BackoffMax bound the pause between two rounds over all
+	// hosts; it doubles with each round and is jittered. 0: 100 ms and 5 s.
+	BackoffMin time.Duration
+	BackoffMax time.Duration
+
+	// RetryAfterMax caps what a server may ask for by Retry-After. 0: 30 s.
+	RetryAfterMax time.Duration
+
+	// FlushInterval is how often changed hints are written. 0: 2 s.
+	FlushInterval time.Duration
+
+	// OnRequest, when set, is told of every request after it ended. It is called
+	// from many goroutines and must not block.
+	OnRequest func(Request)
+
+	// OnError, when set, is told of errors that no caller sees: hints that could
+	// not be read or written. It must not block.
+	OnError func(error)
+}
+
+func (o Options) withDefaults() Options {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	if o.Connections <= 0 {
+		o.Connections = 10
+	}
+	if o.RequestSize <= 0 {
+		o.RequestSize = 8 << 20
+	}
+	def(&o.HeaderTimeout, 10*time.Second)
+	def(&o.StallTimeout, 10*time.Second)
+	def(&o.AuthTimeout, 30*time.Second)
+	def(&o.GiveUp, 60*time.Second)
+	def(&o.BackoffMin, 100*time.Millisecond)
+	def(&o.BackoffMax, 5*time.Second)
+	def(&o.RetryAfterMax, 30*time.Second)
+	def(&o.FlushInterval, 2*time.Second)
+	if o.OnRequest == nil {
+		o.OnRequest = func(Request) {}
+	}
+	if o.OnError == nil {
+		o.OnError = func(error) {}
+	}
+	return o
+}
+
+// ErrClosed is returned by uses of a closed Blob or Store, and by reads that were
+// under way when it was closed.
+var ErrClosed = errors.New("blob store: closed")
+
+// userAgent is sent unless the registry host's own header names another.
+const userAgent = "lazykit"
+
+// noRedirects returns a copy of c that hands redirects to the caller, since
+// targets are remembered and must not get the registry's credentials.
+func noRedirects(c *http.Client) *http.Client {
+	out := http.Client{}
+	if c != nil {
+		out = *c
+	}
+	out.Timeout = 0 // would cut long bodies; the watchdog bounds each step
+	out.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &out
+}

@@ -1,0 +1,30 @@
+package link
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+)
+
+// Control serves what a parent process asks of a link: GET /stats, POST /reset,
+// and GET and POST /shape with a Shape in JSON.
+func Control(c *Counter, l *Listener) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, c.Stats()) })
+	mux.HandleFunc("POST /reset", func(http.ResponseWriter, *http.Request) { c.Reset() })
+	mux.HandleFunc("GET /shape", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, l.Shape()) })
+	mux.HandleFunc("POST /shape", func(w http.ResponseWriter, r *http.Request) {
+		var s Shape
+		if err := json.NewDecoder(r.Body).Decode(&s); err != nil {
+			http.Error(w, fmt.Sprintf("decode the shape: %v", err), http.StatusBadRequest)
+			return
+		}
+		l.SetShape(s)
+	})
+	return mux
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(v) // the client sees a short body
+}

@@ -1,0 +1,418 @@
+package estargz
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// builder makes a tree and a chunk table of a TOC's entries, which it is given
+// in order.
+type builder struct {
+	*tree
+	toc    *source
+	byBlob bool
+	files  *files
+
+	count    int64 // entries so far
+	prefetch int64
+	path     [][]byte
+
+	xattrs slab[xattrRef]
+	lists  map[string]uint32 // an inode's attributes, serialised -> the first of them
+	links  slab[link]        // hard links whose target was not there yet
+}
+
+// xattrRef is an extended attribute of an inode: offsets into the string table.
+type xattrRef struct{ name, value strRef }
+
+// link is a hard link to be made when its target is known.
+type link struct {
+	dir          uint32
+	base         strRef
+	before       uint32 // the inode that has the name until then, + 1; 0 for none
+	name, target strRef // as in the TOC
+}
+
+// sharedLists is how many different sets of attributes are remembered to be
+// shared: images have a handful; a hostile one shall not have a map of millions.
+const sharedLists = 4096
+
+func newBuilder(toc *source, byBlob bool) *builder {
+	return &builder{
+		tree:   newTree(),
+		toc:    toc,
+		byBlob: byBlob,
+		files:  newFiles(toc, byBlob),
+		lists:  map[string]uint32{},
+	}
+}
+
+// build reads the whole TOC.
+func build(ctx context.Context, toc *source, byBlob bool) (*builder, error) {
+	r, err := toc.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b := newBuilder(toc, byBlob)
+	if err := readTOC(newJSONReader(r), b.add); err != nil {
+		return nil, toc.readError(ctx, err)
+	}
+	if err := b.files.end(); err != nil {
+		return nil, toc.readError(ctx, err)
+	}
+	if err := b.makeLinks(); err != nil {
+		return nil, toc.readError(ctx, err)
+	}
+	return b, nil
+}
+
+// add takes the next entry.
+func (b *builder) add(e *entry) error {
+	if b.count++; b.count > b.toc.lim.Entries {
+		return limitf("more than %d entries", b.toc.lim.Entries)
+	}
+	if e.typ != typeChunk {
+		if err := b.files.end(); err != nil {
+			return err // it is about the entry before
+		}
+	}
+	if err := b.addEntry(e); err != nil {
+		return entryError(e.name, err)
+	}
+	return nil
+}
+
+func (b *builder) addEntry(e *entry) (err error) {
+	if e.typ == typeChunk {
+		return b.files.chunk(e)
+	}
+	if b.path, err = splitPath(b.path[:0], e.name); err != nil {
+		return err
+	}
+	kind, base, err := classify(b.path)
+	if err != nil {
+		return err
+	}
+	switch kind {
+	case nameRoot:
+		if e.typ == typeDir {
+			return b.setAttrs(Root, e)
+		}
+		if e.typ == typeHardlink || e.typ == typeSymlink {
+			return errors.New("link in place of the root")
+		}
+		return b.skipFile(e)
+	case namePrefetch:
+		if e.typ == typeReg {
+			b.prefetch = e.offset
+		}
+		return b.skipFile(e)
+	case nameDropped:
+		return b.skipFile(e)
+	}
+	dir, err := b.parents(b.path[:len(b.path)-1])
+	if err != nil {
+		return err
+	}
+	switch kind {
+	case nameOpaque:
+		b.inodes.at(dir).flags |= inodeOpaque
+		return b.skipFile(e)
+	case nameWhiteout:
+		if err := b.addWhiteout(dir, base, e); err != nil {
+			return err
+		}
+		return b.skipFile(e)
+	}
+	return b.addReal(dir, base, e)
+}
+
+// skipFile checks the chunks of an entry that is not a part of the tree: they
+// mark where members of others end.
+func (b *builder) skipFile(e *entry) error {
+	if e.typ != typeReg {
+		return nil
+	}
+	return b.files.begin(e, nil)
+}
+
+func (b *builder) addWhiteout(dir uint32, name []byte, e *entry) error {
+	uid, gid, err := owner(e)
+	if err != nil {
+		return err
+	}
+	i := b.inodes.add(protoInode{
+		mode: unix.S_IFCHR, uid: uid, gid: gid, mtime: e.mtime, mtimeNsec: e.mtimeNsec, flags: inodeWhiteout,
+	})
+	_, err = b.put(dir, name, i)
+	return err
+}
+
+func (b *builder) addReal(dir uint32, name []byte, e *entry) error {
+	var p protoInode
+	switch e.typ {
+	case typeHardlink:
+		return b.addLink(dir, name, e)
+	case typeDir:
+		p.mode, p.parent, p.b = unix.S_IFDIR, dir, b.inodes.at(dir).b+1
+		if p.b > maxDepth {
+			return limitf("directories nested deeper than %d", maxDepth)
+		}
+	case typeReg:
+		p.mode = unix.S_IFREG
+	case typeSymlink:
+		target, err := b.symlink(e.linkName)
+		if err != nil {
+			return err
+		}
+		p.mode, p.a, p.b, p.size = unix.S_IFLNK, target.off, target.len, int64(target.len)
+	case typeChar, typeBlock:
+		rdev, err := device(e.major, e.minor)
+		if err != nil {
+			return err
+		}
+		p.rdev, p.mode = rdev, unix.S_IFCHR
+		if e.typ == typeBlock {
+			p.mode = unix.S_IFBLK
+		}
+	case typeFifo:
+		p.mode = unix.S_IFIFO
+	}
+	i, err := b.put(dir, name, b.inodes.add(p))
+	if err != nil {
+		return err
+	}
+	if err := b.setAttrs(i, e); err != nil {
+		return err
+	}
+	if e.typ == typeReg {
+		return b.files.begin(e, b.inodes.at(i))
+	}
+	return nil
+}
+
+// setAttrs gives an inode the attributes of an entry, and adds the entry's
+// extended attributes to the ones it has.
+func (b *builder) setAttrs(i uint32, e *entry) error {
+	uid, gid, err := owner(e)
+	if err != nil {
+		return err
+	}
+	p := b.inodes.at(i)
+	p.uid, p.gid, p.mtime, p.mtimeNsec = uid, gid, e.mtime, e.mtimeNsec
+	perm := uint32(e.mode) & 0o7777
+	if p.mode&unix.S_IFMT == unix.S_IFLNK {
+		perm = 0o777
+	}
+	p.mode = p.mode&unix.S_IFMT | perm
+	if len(e.xattrs) > 0 {
+		return b.setXattrs(p, e)
+	}
+	return nil
+}
+
+func owner(e *entry) (uid, gid uint32, err error) {
+	for _, id := range []int64{e.uid, e.gid} {
+		if id < 0 || id >= math.MaxUint32 {
+			return 0, 0, fmt.Errorf("owner %d:%d", e.uid, e.gid)
+		}
+	}
+	return uint32(e.uid), uint32(e.gid), nil
+}
+
+// device encodes a device number as the kernel's new_encode_dev does, which is
+// what FUSE carries: 12 bits of major, 20 of minor.
+func device(major, minor int64) (uint32, error) {
+	if major < 0 || major >= 1<<12 || minor < 0 || minor >= 1<<20 {
+		return 0, fmt.Errorf("device %d:%d", major, minor)
+	}
+	return uint32(minor&0xff | major<<8 | (minor&^0xff)<<12), nil
+}
+
+func (b *builder) symlink(target []byte) (strRef, error) {
+	switch {
+	case len(target) == 0:
+		return strRef{}, errors.New("symlink without a target")
+	case len(target) > maxSymlink:
+		return strRef{}, limitf("symlink to %d bytes", len(target))
+	case bytes.IndexByte(target, 0) >= 0:
+		return strRef{}, errors.New("symlink to a NUL byte")
+	}
+	return b.strs.add(target)
+}
+
+// addLink makes a hard link, or keeps it for later if its target is not there.
+func (b *builder) addLink(dir uint32, name []byte, e *entry) error {
+	path, err := splitPath(nil, e.linkName)
+	if err != nil {
+		return fmt.Errorf("hard link to %.256q: %w", e.linkName, err)
+	}
+	i, err := b.lookup(path)
+	if errors.Is(err, ErrNotExist) {
+		return b.postpone(dir, name, e)
+	}
+	if err == nil {
+		err = b.link(dir, name, i)
+	}
+	if err == nil {
+		err = b.setAttrs(i, e)
+	}
+	if err != nil {
+		return fmt.Errorf("hard link to %.256q: %w", e.linkName, err)
+	}
+	return nil
+}
+
+func (b *builder) link(dir uint32, name []byte, inode uint32) error {
+	if b.isDir(inode) {
+		return errors.New("target is a directory")
+	}
+	if b.inodes.at(inode).flags&inodeWhiteout != 0 {
+		return errors.New("target is a whiteout")
+	}
+	_, err := b.put(dir, name, inode)
+	return err
+}
+
+func (b *builder) postpone(dir uint32, base []byte, e *entry) error {
+	l := link{dir: dir}
+	if n, ok := b.find(dir, base); ok {
+		l.before = n.inode + 1
+	}
+	for ref, s := range map[*strRef][]byte{&l.base: base, &l.name: e.name, &l.target: e.linkName} {
+		var err error
+		if *ref, err = b.strs.add(s); err != nil {
+			return err
+		}
+	}
+	b.links.add(l)
+	return nil
+}
+
+// linkRounds bounds the length of chains of links that come in the wrong order.
+const linkRounds = 8
+
+// makeLinks makes the hard links whose targets came after them. A name that
+// something else has taken since keeps what it has: that entry came later.
+// The attributes of such a link are its target's.
+func (b *builder) makeLinks() error {
+	pending := make([]uint32, 0, b.links.n)
+	for i := range b.links.n {
+		pending = append(pending, i)
+	}
+	for range linkRounds {
+		missing := pending[:0]
+		for _, i := range pending {
+			l := b.links.at(i)
+			made, err := b.makeLink(l)
+			if err != nil {
+				return b.linkError(l, err)
+			}
+			if !made {
+				missing = append(missing, i)
+			}
+		}
+		if pending = missing; len(pending) == 0 {
+			return nil
+		}
+	}
+	return b.linkError(b.links.at(pending[0]), ErrNotExist)
+}
+
+func (b *builder) linkError(l *link, err error) error {
+	return entryError(b.strs.get(l.name), fmt.Errorf("hard link to %.256q: %w", b.strs.get(l.target), err))
+}
+
+// makeLink reports false if the target is not there (yet).
+func (b *builder) makeLink(l *link) (bool, error) {
+	path, err := splitPath(nil, b.strs.get(l.target))
+	if err != nil {
+		return false, err
+	}
+	i, err := b.lookup(path)
+	if errors.Is(err, ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	base := b.strs.get(l.base)
+	if n, ok := b.find(l.dir, base); ok && n.inode+1 != l.before {
+		return true, nil
+	}
+	return true, b.link(l.dir, base, i)
+}
+
+// setXattrs makes the attributes of p those it has with those of e, which win.
+func (b *builder) setXattrs(p *protoInode, e *entry) error {
+	list := make([]xattrRef, 0, int(p.xattrs)+len(e.xattrs))
+	for i := range p.xattrs {
+		list = append(list, *b.xattrs.at(p.xattr + i))
+	}
+	kind := p.mode & unix.S_IFMT
+	for _, x := range e.xattrs {
+		name := e.xattrName(x)
+		if bytes.HasPrefix(name, []byte("user.")) && kind != unix.S_IFREG && kind != unix.S_IFDIR {
+			continue
+		}
+		ref, err := b.xattrRef(name, e.xattrValue(x))
+		if err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(list, func(o xattrRef) bool { return o.name == ref.name }); i >= 0 {
+			list[i] = ref
+		} else {
+			list = append(list, ref)
+		}
+	}
+	slices.SortFunc(list, func(x, y xattrRef) int {
+		return bytes.Compare(b.strs.get(x.name), b.strs.get(y.name))
+	})
+	return b.keepXattrs(p, list)
+}
+
+func (b *builder) xattrRef(name, value []byte) (x xattrRef, err error) {
+	if x.name, err = b.strs.add(name); err != nil {
+		return x, err
+	}
+	x.value, err = b.strs.add(value)
+	return x, err
+}
+
+// keepXattrs stores a list, once for all inodes that have the same.
+func (b *builder) keepXattrs(p *protoInode, list []xattrRef) error {
+	size := 0
+	key := make([]byte, 0, 16*len(list))
+	for _, x := range list {
+		size += int(x.name.len) + 1
+		for _, v := range []uint32{x.name.off, x.name.len, x.value.off, x.value.len} {
+			key = binary.LittleEndian.AppendUint32(key, v)
+		}
+	}
+	if size > maxXattrList {
+		return limitf("names of xattrs are %d bytes", size)
+	}
+	first, ok := b.lists[string(key)]
+	if !ok {
+		if int64(b.xattrs.n)+int64(len(list)) > 4*b.toc.lim.Entries {
+			return limitf("more than %d xattrs", 4*b.toc.lim.Entries)
+		}
+		first = b.xattrs.n
+		for _, x := range list {
+			b.xattrs.add(x)
+		}
+		if len(b.lists) < sharedLists {
+			b.lists[string(key)] = first
+		}
+	}
+	p.xattr, p.xattrs = first, uint32(len(list))
+	return nil
+}

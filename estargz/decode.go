@@ -1,0 +1,223 @@
+package estargz
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+// Decode decompresses member m from its compressed bytes (the whole range of
+// Member) and calls emit with each chunk in it, verified against its digest, in
+// the order of Inner, until emit returns false. Chunks with index in [first, last]
+// are emitted, others only skipped over. data is valid during the call only.
+// Errors wrap ErrCorrupt when the bytes are at fault and name the chunk.
+//
+// A chunk without a digest (legacy stargz) is emitted as it is: the blob's own
+// digest has vouched for it.
+//
+// Decode needs memory for one chunk and the decompressor's window (32 KiB for
+// gzip; a zstd frame says, at most 128 MiB), reuses both, and may run in any
+// number of goroutines.
+func (t *TOC) Decode(m uint32, compressed []byte, first, last uint32, emit func(chunk uint32, data []byte) bool) error {
+	r, mFirst, mLast, err := t.member(m)
+	if err != nil {
+		return err
+	}
+	if int64(len(compressed)) != r.Size {
+		return fmt.Errorf("decode member %d: %d bytes given of %d", m, len(compressed), r.Size)
+	}
+	first, last = max(first, mFirst), min(last, mLast)
+	if first > last {
+		return nil
+	}
+	d := decoders.Get().(*decoder)
+	defer d.release()
+	if err := d.choose(t, m, first, last, r.Size); err != nil {
+		return err
+	}
+	if len(d.chosen) == 0 {
+		return nil
+	}
+	if err := d.reset(t.format, compressed); err != nil {
+		return corruptf("decode member %d at offset %d: %w", m, r.Offset, err)
+	}
+	for _, c := range d.chosen {
+		data, err := d.next(c)
+		if err != nil {
+			return corruptf("decode member %d at offset %d: chunk %d: %w", m, r.Offset, c.index, err)
+		}
+		if !emit(c.index, data) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// chosen is a chunk that is wanted of a member.
+type chosen struct {
+	index       uint32
+	inner, size int64
+	summed      bool
+	sum         [sha256.Size]byte
+}
+
+// decoder is what Decode reuses. The buffer keeps its last bytes, for the
+// chunk after it may be the same one in another file.
+type decoder struct {
+	src    bytes.Reader
+	gz     *gzip.Reader
+	zst    *zstd.Decoder
+	stream io.Reader
+	pos    int64 // decompressed bytes read
+	buf    []byte
+	chosen []chosen
+}
+
+var decoders = sync.Pool{New: func() any { return new(decoder) }}
+
+const (
+	keptBuffer = 8 << 20 // larger ones are left to the garbage collector
+	keptWindow = 8 << 20 // so are decoders of frames with a larger window
+	maxWindow  = 128 << 20
+	keptChosen = 64 << 10
+)
+
+// release gives the decoder back, without the bytes it was given.
+func (d *decoder) release() {
+	d.src.Reset(nil)
+	d.stream = nil
+	if cap(d.buf) > keptBuffer {
+		d.buf = nil
+	}
+	if cap(d.chosen) > keptChosen {
+		d.chosen = nil
+	}
+	decoders.Put(d)
+}
+
+// choose finds the chunks in [first, last] that lie in member m, of size
+// compressed bytes, by place. What a member can't hold is refused here, before
+// memory is taken for it.
+func (d *decoder) choose(t *TOC, m, first, last uint32, size int64) error {
+	ratio := t.format.maxRatio()
+	d.chosen = d.chosen[:0]
+	inOrder := true
+	for c := uint64(first); c <= uint64(last); c++ {
+		r, err := t.chunk(uint32(c))
+		if err != nil {
+			return err
+		}
+		if r.member() != m || r.flags()&chunkZeros != 0 {
+			continue
+		}
+		ch := chosen{index: uint32(c), inner: int64(r.inner()), size: int64(r.size()), summed: r.flags()&chunkSummed != 0}
+		if (ch.inner+ch.size)/ratio > size {
+			return corruptf("chunk %d: member %d of %d bytes can't hold [%d, +%d)", c, m, size, ch.inner, ch.size)
+		}
+		copy(ch.sum[:], r.sum())
+		if n := len(d.chosen); n > 0 && d.chosen[n-1].inner > ch.inner {
+			inOrder = false
+		}
+		d.chosen = append(d.chosen, ch)
+	}
+	if !inOrder {
+		slices.SortStableFunc(d.chosen, func(x, y chosen) int {
+			return int(max(-1, min(1, x.inner-y.inner)))
+		})
+	}
+	return nil
+}
+
+// reset starts the decompressor at the beginning of a member.
+func (d *decoder) reset(f Format, compressed []byte) (err error) {
+	d.src.Reset(compressed)
+	d.pos, d.buf = 0, d.buf[:0]
+	if f == FormatZstdChunked {
+		d.stream, err = d.zstd(compressed)
+		return err
+	}
+	if d.gz == nil {
+		d.gz = new(gzip.Reader)
+	}
+	d.stream = d.gz
+	return d.gz.Reset(&d.src)
+}
+
+// zstd returns a reader of the frames in compressed, which d.src reads.
+func (d *decoder) zstd(compressed []byte) (io.Reader, error) {
+	var h zstd.Header
+	if err := h.Decode(compressed); err != nil {
+		return nil, err
+	}
+	if max(h.WindowSize, frameWindow(h)) > keptWindow {
+		z, err := newZstd()
+		if err != nil {
+			return nil, err
+		}
+		return z, z.Reset(&d.src)
+	}
+	if d.zst == nil {
+		var err error
+		if d.zst, err = newZstd(); err != nil {
+			return nil, err
+		}
+	}
+	return d.zst, d.zst.Reset(&d.src)
+}
+
+// frameWindow is the window of a frame that is one segment: its contents.
+func frameWindow(h zstd.Header) uint64 {
+	if h.SingleSegment {
+		return h.FrameContentSize
+	}
+	return 0
+}
+
+// newZstd returns a decoder that starts no goroutine.
+func newZstd() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(maxWindow))
+}
+
+// next returns the bytes of a chunk, verified.
+func (d *decoder) next(c chosen) ([]byte, error) {
+	if err := d.read(c); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, fmt.Errorf("at %d, +%d: %w", c.inner, c.size, err)
+	}
+	if c.summed {
+		if got := sha256.Sum256(d.buf); got != c.sum {
+			return nil, fmt.Errorf("digest is sha256:%x, the TOC says sha256:%x", got, c.sum)
+		}
+	}
+	return d.buf, nil
+}
+
+// read fills the buffer with the bytes of a chunk.
+func (d *decoder) read(c chosen) error {
+	if size := int64(len(d.buf)); size > 0 && size == c.size && d.pos-size == c.inner {
+		return nil // the same bytes again
+	}
+	if c.inner < d.pos {
+		return errors.New("overlaps the chunk before")
+	}
+	if _, err := io.CopyN(io.Discard, d.stream, c.inner-d.pos); err != nil {
+		return err
+	}
+	d.buf = slices.Grow(d.buf[:0], int(c.size))[:c.size]
+	if _, err := io.ReadFull(d.stream, d.buf); err != nil {
+		d.buf = d.buf[:0]
+		return err
+	}
+	d.pos = c.inner + c.size
+	return nil
+}

@@ -28,7 +28,7 @@ const (
 	dockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerConfig       = "application/vnd.docker.container.image.v1+json"
 	dockerLayer        = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-	dockerForeignLayer = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	dockerForeignLayer = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 )
 
 // blob is a layer with its contents.
@@ -38,8 +38,7 @@ type blob struct {
 	data   []byte
 }
 
-// image is what gets pushed: a manifest, and the blobs that it names and the
-// registry is to hold.
+// image is what gets pushed: a manifest and the blobs that it names.
 type image struct {
 	mediaType string
 	manifest  []byte
@@ -110,11 +109,11 @@ func ociImage(layers ...blob) (image, error) {
 	if err != nil {
 		return image{}, err
 	}
-	return makeManifest(ocispecs.MediaTypeImageManifest, config, layers, layers)
+	return makeManifest(ocispecs.MediaTypeImageManifest, config, layers)
 }
 
-// foreignImage is a schema 2 image of two layers. The first is foreign: its
-// bytes lie at url, and not in the registry.
+// foreignImage is a schema 2 image of two layers. The first, not compressed, is
+// foreign: its bytes are said to lie at url.
 func foreignImage(foreign, plain blob, url string) (image, error) {
 	foreign.desc.MediaType = dockerForeignLayer
 	foreign.desc.URLs = []string{url}
@@ -124,7 +123,7 @@ func foreignImage(foreign, plain blob, url string) (image, error) {
 	if err != nil {
 		return image{}, err
 	}
-	return makeManifest(dockerManifest, config, layers, layers[1:])
+	return makeManifest(dockerManifest, config, layers)
 }
 
 func makeConfig(mediaType string, layers []blob) (blob, error) {
@@ -150,9 +149,8 @@ func makeConfig(mediaType string, layers []blob) (blob, error) {
 	return b, nil
 }
 
-// makeManifest lists layers in a manifest; held are those that the registry
-// must have.
-func makeManifest(mediaType string, config blob, layers, held []blob) (image, error) {
+// makeManifest lists layers in a manifest.
+func makeManifest(mediaType string, config blob, layers []blob) (image, error) {
 	m := ocispecs.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: mediaType,
@@ -166,5 +164,5 @@ func makeManifest(mediaType string, config blob, layers, held []blob) (image, er
 	if err != nil {
 		return image{}, err
 	}
-	return image{mediaType: mediaType, manifest: data, blobs: append([]blob{config}, held...)}, nil
+	return image{mediaType: mediaType, manifest: data, blobs: append([]blob{config}, layers...)}, nil
 }

@@ -79,15 +79,13 @@ func (o options) main(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	m, err := openMirror(ctx, l, kind)
-	if err != nil {
+	if err := fillMirror(ctx, l, kind); err != nil {
 		return false, fmt.Errorf("stand-in images: %w", err)
 	}
-	defer m.close()
 
 	same := true
 	for _, pkg := range packages {
-		c := comparison{options: o, layout: l, mirror: m.dir, pkg: pkg, filter: f}
+		c := comparison{options: o, layout: l, mirror: l.mirror(kind), pkg: pkg, filter: f}
 		ok, err := c.run(ctx)
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", pkg, err)

@@ -2,112 +2,82 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"net"
-	"net/http"
 	"path/filepath"
 	"runtime"
-	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 const goarch = runtime.GOARCH
 
 // standIns are the public images that tests ask for and that a plain busybox
 // rootfs can stand for. An image that is in the mirror is not fetched.
-var standIns = []struct{ name, tag string }{
-	{"library/busybox", "latest"},
-	{"library/busybox", "stable-musl"},
-	{"library/alpine", "latest"},
-	{"tonistiigi/hellofs", "latest"},
-	{"amd64/debian", "bullseye-20230109-slim"},
+var standIns = []struct {
+	name, tag string
+	alpine    bool
+}{
+	{name: "library/busybox", tag: "latest"},
+	{name: "library/busybox", tag: "stable-musl"},
+	{name: "library/busybox_amd64", tag: "latest"},
+	{name: "library/alpine", tag: "latest", alpine: true},
+	{name: "tonistiigi/hellofs", tag: "latest"},
+	{name: "amd64/debian", tag: "bullseye-20230109-slim"},
 }
 
-// mirror is the stand-in images, ready for the harness's own registry, and the
-// server of the one layer that no registry holds.
-type mirror struct {
-	dir     string
-	foreign *http.Server
-}
+// foreignURL is where a foreign layer is said to lie. Nothing listens there: as
+// with the original image, whose layer the harness copies into its mirror, the
+// registry has the bytes as well.
+const foreignURL = "http://127.0.0.1:1/foreign.tar"
 
-// openMirror pushes what the mirror directory lacks. The caller closes the
-// mirror after the tests.
-func openMirror(ctx context.Context, l layout, kind base) (*mirror, error) {
+// fillMirror pushes what the mirror directory lacks. The directory is then
+// served by the harness's own registry.
+func fillMirror(ctx context.Context, l layout, kind base) error {
 	box, err := busybox(ctx, filepath.Join(l.root, "busybox"))
-	if err != nil {
-		return nil, err
-	}
-	tarball, err := rootfsTar(ctx, box)
-	if err != nil {
-		return nil, err
-	}
-	rootfs, err := makeLayer(tarball, kind)
-	if err != nil {
-		return nil, err
-	}
-	m := &mirror{dir: l.mirror(kind)}
-	reg, err := startRegistry(l.bin(), m.dir)
-	if err != nil {
-		return nil, err
-	}
-	defer reg.close()
-	if err := pushPlain(ctx, reg, rootfs); err != nil {
-		return nil, err
-	}
-	if err := m.pushForeign(ctx, reg, rootfs); err != nil {
-		m.close()
-		return nil, err
-	}
-	return m, nil
-}
-
-func (m *mirror) close() {
-	if m.foreign != nil {
-		_ = m.foreign.Close()
-	}
-}
-
-// pushPlain pushes the images that need nothing but the registry.
-func pushPlain(ctx context.Context, reg *registryProcess, rootfs blob) error {
-	img, err := ociImage(rootfs)
 	if err != nil {
 		return err
 	}
+	layers := map[bool]blob{}
+	for _, alpine := range []bool{false, true} {
+		tarball, err := rootfsTar(ctx, box, alpine)
+		if err != nil {
+			return err
+		}
+		if layers[alpine], err = makeLayer(tarball, kind); err != nil {
+			return err
+		}
+	}
+	reg, err := startRegistry(l.bin(), l.mirror(kind))
+	if err != nil {
+		return err
+	}
+	defer reg.close()
 	for _, s := range standIns {
+		img, err := ociImage(layers[s.alpine])
+		if err != nil {
+			return err
+		}
 		if err := reg.push(ctx, s.name, s.tag, img); err != nil {
 			return err
 		}
 	}
+	return pushOdd(ctx, reg, layers[false])
+}
+
+// pushOdd pushes an image without layers and one with a foreign layer.
+func pushOdd(ctx context.Context, reg *registryProcess, rootfs blob) error {
 	empty, err := ociImage()
 	if err != nil {
 		return err
 	}
-	return reg.push(ctx, "tonistiigi/test", "nolayers", empty)
-}
-
-// pushForeign serves a foreign layer on loopback and pushes an image that
-// names it. The manifest holds the server's port, so it is put anew each time.
-func (m *mirror) pushForeign(ctx context.Context, reg *registryProcess, rootfs blob) error {
+	if err := reg.push(ctx, "tonistiigi/test", "nolayers", empty); err != nil {
+		return err
+	}
 	tarball, err := smallTar("foreign", "a layer that lies elsewhere\n")
 	if err != nil {
 		return err
 	}
-	// Foreign layers are never converted: plain gzip whatever the base.
-	foreign, err := makeLayer(tarball, baseGzip)
-	if err != nil {
-		return err
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	m.foreign = &http.Server{
-		ReadHeaderTimeout: 10 * time.Second,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = w.Write(foreign.data)
-		}),
-	}
-	go func() { _ = m.foreign.Serve(listener) }() // ends with close
-	img, err := foreignImage(foreign, rootfs, fmt.Sprintf("http://%s/foreign.tar.gz", listener.Addr()))
+	foreign := newBlob(tarball, digest.FromBytes(tarball), nil)
+	img, err := foreignImage(foreign, rootfs, foreignURL)
 	if err != nil {
 		return err
 	}

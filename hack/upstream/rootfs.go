@@ -25,7 +25,7 @@ var rootfsDirs = []struct {
 	name string
 	mode int64
 }{
-	{"bin", 0o755}, {"dev", 0o755}, {"etc", 0o755}, {"home", 0o755}, {"lib", 0o755}, {"mnt", 0o755},
+	{"bin", 0o755}, {"dev", 0o755}, {"etc", 0o755}, {"etc/ssl", 0o755}, {"etc/ssl/certs", 0o755}, {"home", 0o755}, {"lib", 0o755}, {"mnt", 0o755},
 	{"opt", 0o755}, {"proc", 0o555}, {"root", 0o700}, {"run", 0o755}, {"sbin", 0o755}, {"srv", 0o755},
 	{"sys", 0o555}, {"tmp", 0o1777}, {"usr", 0o755}, {"usr/bin", 0o755}, {"usr/sbin", 0o755},
 	{"usr/lib", 0o755}, {"usr/share", 0o755}, {"var", 0o755}, {"var/log", 0o755}, {"var/tmp", 0o1777},
@@ -36,13 +36,20 @@ var rootfsFiles = map[string]string{
 	"etc/passwd": "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\n" +
 		"bin:x:2:2:bin:/bin:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\n" +
 		"nobody:x:65534:65534:nobody:/home:/bin/false\n",
-	"etc/group":          "root:x:0:\ndaemon:x:1:\nbin:x:2:\nwww-data:x:33:\nnobody:x:65534:\n",
-	"etc/shadow":         "root:*:::::::\ndaemon:*:::::::\nbin:*:::::::\nnobody:*:::::::\n",
-	"etc/hostname":       "standin\n",
-	"etc/nsswitch.conf":  "hosts: files dns\n",
-	"etc/os-release":     "ID=alpine\nNAME=\"Alpine Linux\"\nVERSION_ID=3.22.0\nPRETTY_NAME=\"stand-in for tests\"\n",
-	"etc/alpine-release": "3.22.0\n",
-	"etc/issue":          "stand-in for tests\n",
+	"etc/group":         "root:x:0:\ndaemon:x:1:\nbin:x:2:\nwheel:x:10:root\nwww-data:x:33:\nnobody:x:65534:\n",
+	"etc/shadow":        "root:*:::::::\ndaemon:*:::::::\nbin:*:::::::\nnobody:*:::::::\n",
+	"etc/hostname":      "standin\n",
+	"etc/nsswitch.conf": "hosts: files dns\n",
+}
+
+// alpineFiles are what tests look for in an Alpine image only. Packages can't be
+// had without a network, with or without a real apk.
+var alpineFiles = map[string]string{
+	"etc/os-release":                    "ID=alpine\nNAME=\"Alpine Linux\"\nVERSION_ID=3.22.0\nPRETTY_NAME=\"stand-in for tests\"\n",
+	"etc/alpine-release":                "3.22.0\n",
+	"etc/issue":                         "stand-in for tests\n",
+	"etc/ssl/certs/ca-certificates.crt": "# no certificates\n",
+	"sbin/apk":                          "#!/bin/sh\necho 'apk: a stand-in, there is no network' >&2\nexit 1\n",
 }
 
 // busybox returns the path of a static busybox: Debian's package, unpacked in
@@ -75,9 +82,10 @@ func busybox(ctx context.Context, dir string) (string, error) {
 	return bin, nil
 }
 
-// rootfsTar writes the rootfs of the stand-ins: busybox, its applet links and
-// a few files, in a fixed order.
-func rootfsTar(ctx context.Context, busybox string) ([]byte, error) {
+// rootfsTar writes the rootfs of a stand-in in a fixed order: busybox, its
+// applets as links, and a few files. In a busybox image all applets lie in /bin,
+// in an Alpine one each has its usual directory.
+func rootfsTar(ctx context.Context, busybox string, alpine bool) ([]byte, error) {
 	list, err := exec.CommandContext(ctx, busybox, "--list-full").Output()
 	if err != nil {
 		return nil, fmt.Errorf("%s --list-full: %w", busybox, err)
@@ -96,25 +104,53 @@ func rootfsTar(ctx context.Context, busybox string) ([]byte, error) {
 	if err := writeFile(tw, "bin/busybox", 0o755, program); err != nil {
 		return nil, err
 	}
-	for _, name := range sortedKeys(rootfsFiles) {
-		if err := writeFile(tw, name, 0o644, []byte(rootfsFiles[name])); err != nil {
+	if err := writeFiles(tw, rootfsFiles); err != nil {
+		return nil, err
+	}
+	if alpine {
+		if err := writeFiles(tw, alpineFiles); err != nil {
 			return nil, err
 		}
 	}
-	for _, applet := range strings.Fields(string(list)) {
+	if err := writeApplets(tw, strings.Fields(string(list)), alpine); err != nil {
+		return nil, err
+	}
+	if err := tw.Close(); err != nil {
+		return nil, err
+	}
+	return buf.Bytes(), nil
+}
+
+func writeApplets(tw *tar.Writer, paths []string, alpine bool) error {
+	for _, applet := range paths {
+		if !alpine {
+			applet = "bin/" + path.Base(applet)
+		}
 		if applet == "bin/busybox" || path.Dir(applet) == "." {
 			continue
 		}
 		h := header(applet, tar.TypeSymlink, 0o777, 0)
 		h.Linkname = "/bin/busybox"
 		if err := tw.WriteHeader(h); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := tw.Close(); err != nil {
-		return nil, err
+	return nil
+}
+
+// writeFiles writes files by name; what lies in a directory of programs can be
+// run.
+func writeFiles(tw *tar.Writer, files map[string]string) error {
+	for _, name := range sortedKeys(files) {
+		mode := int64(0o644)
+		if path.Base(path.Dir(name)) == "sbin" {
+			mode = 0o755
+		}
+		if err := writeFile(tw, name, mode, []byte(files[name])); err != nil {
+			return err
+		}
 	}
-	return buf.Bytes(), nil
+	return nil
 }
 
 func header(name string, typ byte, mode int64, size int) *tar.Header {

@@ -23,7 +23,7 @@ type Base struct {
 // Bases are the known base images. "bench" is what a CI job's build image
 // looks like (1.4 GB); "demo" is small enough to be made in a minute or two.
 var Bases = []Base{
-	{Name: "bench", Packages: []string{"gcc", "g++", "python3", "python3-numpy", "nodejs", "golang-go"}, Recommends: true},
+	{Name: "bench", Packages: []string{"gcc", "g++", "python3", "python3-numpy", "nodejs", "golang-go", "git", "make", "cmake", "curl", "ca-certificates"}, Recommends: true},
 	{Name: "demo", Packages: []string{"gcc", "libc6-dev", "python3"}},
 }
 

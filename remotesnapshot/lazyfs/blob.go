@@ -1,0 +1,32 @@
+package lazyfs
+
+import (
+	"context"
+
+	"github.com/lazykit/lazykit/remotesnapshot/blob"
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
+)
+
+// layerBlob is a blob as package layer wants it.
+type layerBlob struct{ *blob.Blob }
+
+var _ layer.Blob = layerBlob{}
+
+// priorities has blob's word for each of layer's.
+var priorities = [...]blob.Priority{
+	layer.Background: blob.Background,
+	layer.Prefetch:   blob.Prefetch,
+	layer.Blocked:    blob.Blocked,
+}
+
+func (b layerBlob) ReadAt(ctx context.Context, p layer.Priority, dst []byte, off int64) (int, error) {
+	return b.Blob.ReadAt(ctx, priorities[p], dst, off)
+}
+
+func (b layerBlob) Fetch(ctx context.Context, p layer.Priority, off, size int64) error {
+	return b.Blob.Fetch(ctx, priorities[p], off, size)
+}
+
+func (b layerBlob) Complete(ctx context.Context, p layer.Priority) error {
+	return b.Blob.Complete(ctx, priorities[p])
+}

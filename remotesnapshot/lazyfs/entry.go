@@ -1,0 +1,95 @@
+package lazyfs
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/fuse"
+	"github.com/lazykit/lazykit/remotesnapshot"
+)
+
+// key names a layer: the same blob under another TOC is another layer, since an
+// external TOC is no part of the blob.
+type key struct {
+	blob digest.Digest
+	toc  digest.Digest // "" when the manifest names none
+}
+
+// request is a Source with its annotations understood.
+type request struct {
+	remotesnapshot.Source
+	hints estargz.Hints
+}
+
+func newRequest(src remotesnapshot.Source) (request, error) {
+	if err := src.Digest.Validate(); err != nil {
+		return request{}, fmt.Errorf("layer %q of %s: %w", string(src.Digest), src.Reference, err)
+	}
+	hints, err := estargz.ParseHints(src.Annotations)
+	if err != nil {
+		return request{}, fmt.Errorf("layer %s of %s: %w", src.Digest, src.Reference, err)
+	}
+	return request{Source: src, hints: hints}, nil
+}
+
+func (r request) key() key { return key{blob: r.Digest, toc: r.hints.TOCDigest} }
+
+// maxCopies is how often one layer may occur in a chain: overlayfs takes no more
+// than 500 lower directories.
+const maxCopies = 500
+
+// entry is one layer while it is open. Counted by FS.retain and FS.release.
+type entry struct {
+	key     key
+	content content
+
+	// Guarded by FS.mu.
+	holds     int
+	expiry    *time.Timer // set while nobody holds the entry
+	reference string      // of the image that asked last
+
+	dirs struct {
+		sync.Mutex
+		closed bool
+		list   []*fuse.Dir // by copy
+	}
+}
+
+// dir returns the n-th copy's directory, made at its first use.
+func (e *entry) dir(s *fuse.Server, n int) (string, error) {
+	if n < 0 || n >= maxCopies {
+		return "", fmt.Errorf("layer %s: copy %d of %d", e.key.blob, n, maxCopies)
+	}
+	e.dirs.Lock()
+	defer e.dirs.Unlock()
+	if e.dirs.closed {
+		return "", fmt.Errorf("layer %s: %w", e.key.blob, ErrClosed)
+	}
+	for len(e.dirs.list) <= n {
+		d, err := s.Add(&e.content)
+		if err != nil {
+			return "", fmt.Errorf("layer %s: %w", e.key.blob, err)
+		}
+		e.dirs.list = append(e.dirs.list, d)
+	}
+	return e.dirs.list[n].Path(), nil
+}
+
+// close ends the directories, then the layer. Nobody holds the entry any more.
+func (e *entry) close() {
+	e.dirs.Lock()
+	e.dirs.closed = true
+	dirs := e.dirs.list
+	e.dirs.list = nil
+	e.dirs.Unlock()
+	for _, d := range dirs {
+		d.Remove()
+	}
+	if l := e.content.layer.Load(); l != nil {
+		l.Close()
+	}
+}

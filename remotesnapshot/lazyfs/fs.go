@@ -1,0 +1,202 @@
+package lazyfs
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/lazykit/lazykit/fuse"
+	"github.com/lazykit/lazykit/remotesnapshot"
+	"github.com/lazykit/lazykit/remotesnapshot/blob"
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
+)
+
+// FS serves lazily readable layers. Safe for concurrent use.
+type FS struct {
+	opts   Options
+	tocDir string
+	blobs  *blob.Store
+	server *fuse.Server
+	pool   *layer.Pool
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	calls  *calls
+	wg     sync.WaitGroup // expiries, resolving ahead
+
+	mu struct {
+		sync.Mutex
+		closed  bool
+		entries map[key]*entry
+		ahead   map[digest.Digest]struct{} // blobs whose TOC is on its way
+		reasons reasons
+	}
+}
+
+var (
+	_ remotesnapshot.FileSystem = (*FS)(nil)
+	_ remotesnapshot.Lazy       = (*FS)(nil)
+)
+
+// New mounts the file systems and opens the store. It cleans up what an earlier
+// process left: mounts, and TOCs half written. ctx bounds the start only.
+func New(ctx context.Context, opts Options) (_ *FS, err error) {
+	opts, err = opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	fs := &FS{opts: opts, tocDir: filepath.Join(opts.Root, "toc"), pool: layer.NewPool(opts.Layer)}
+	if err := layer.MakeTOCDir(fs.tocDir); err != nil {
+		return nil, fmt.Errorf("lazyfs: %w", err)
+	}
+	opts.Blob.Root = filepath.Join(opts.Root, "blobs")
+	if fs.blobs, err = blob.NewStore(opts.Blob); err != nil {
+		return nil, fmt.Errorf("lazyfs: %w", err)
+	}
+	fs.server, err = fuse.NewServer(ctx, fuse.Options{Root: opts.MountRoot, UserXattr: opts.UserXattr, Debug: opts.Debug})
+	if err != nil {
+		_ = fs.blobs.Close() // it has done nothing yet
+		return nil, fmt.Errorf("lazyfs: %w", err)
+	}
+	// The file system's own life: it outlasts the start that ctx bounds.
+	fs.ctx, fs.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	fs.calls = newCalls(fs.ctx)
+	fs.mu.entries = make(map[key]*entry)
+	fs.mu.ahead = make(map[digest.Digest]struct{})
+	return fs, nil
+}
+
+// Close ends all reads and layers, unmounts and waits for all work. Holds that
+// are still out are void afterwards.
+func (fs *FS) Close() error {
+	entries := fs.shut()
+	fs.cancel()
+	fs.calls.close()
+	var closing sync.WaitGroup
+	for _, e := range entries {
+		closing.Go(e.close)
+	}
+	closing.Wait()
+	err := fs.server.Close()
+	fs.wg.Wait()
+	if e := fs.blobs.Close(); err == nil {
+		err = e
+	}
+	fs.pool.Close()
+	return err
+}
+
+// shut refuses new holds and returns the entries that are to be closed.
+func (fs *FS) shut() (entries []*entry) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	fs.mu.closed = true
+	for k, e := range fs.mu.entries {
+		delete(fs.mu.entries, k)
+		entries = append(entries, e)
+		fs.stopExpiryLocked(e)
+	}
+	return entries
+}
+
+// Open implements remotesnapshot.FileSystem.
+func (fs *FS) Open(src remotesnapshot.Source, restore bool) (remotesnapshot.Layer, error) {
+	r, err := newRequest(src)
+	if err != nil {
+		return nil, err
+	}
+	e, err := fs.hold(r)
+	if err != nil {
+		return nil, err
+	}
+	h := &handle{fs: fs, entry: e, request: r}
+	if e.content.layer.Load() != nil {
+		return h, nil
+	}
+	if err := fs.openKept(e, r); err != nil && !restore {
+		fs.release(e)
+		return nil, fmt.Errorf("open %s: %w: %w", r.Digest, cerrdefs.ErrUnavailable, err)
+	}
+	return h, nil
+}
+
+// Attach implements remotesnapshot.Lazy.
+func (fs *FS) Attach(src remotesnapshot.Source) {
+	if len(src.Sessions) > 0 {
+		fs.opts.Attach(src.Reference, src.Sessions...)
+	}
+}
+
+// hold returns the entry of a layer, made if absent, with one more hold.
+func (fs *FS) hold(r request) (*entry, error) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.mu.closed {
+		return nil, ErrClosed
+	}
+	e := fs.mu.entries[r.key()]
+	if e == nil {
+		e = &entry{key: r.key(), content: content{digest: r.Digest}}
+		fs.mu.entries[e.key] = e
+	}
+	e.reference = r.Reference
+	fs.retainLocked(e)
+	return e, nil
+}
+
+// retain takes one more hold; the caller has one.
+func (fs *FS) retain(e *entry) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	fs.retainLocked(e)
+}
+
+func (fs *FS) retainLocked(e *entry) {
+	e.holds++
+	fs.stopExpiryLocked(e)
+}
+
+func (fs *FS) stopExpiryLocked(e *entry) {
+	if e.expiry != nil && e.expiry.Stop() {
+		fs.wg.Done()
+	}
+	e.expiry = nil
+}
+
+// release ends a hold. After the last one the entry stays for the TTL.
+func (fs *FS) release(e *entry) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	e.holds--
+	if e.holds < 0 {
+		panic("lazyfs: layer released twice")
+	}
+	if e.holds > 0 || fs.mu.closed {
+		return
+	}
+	fs.wg.Add(1)
+	e.expiry = time.AfterFunc(max(fs.opts.TTL, 0), func() {
+		defer fs.wg.Done()
+		fs.expire(e)
+	})
+}
+
+// expire closes an entry that nobody came back for.
+func (fs *FS) expire(e *entry) {
+	fs.mu.Lock()
+	idle := e.holds == 0 && fs.mu.entries[e.key] == e
+	if idle {
+		delete(fs.mu.entries, e.key)
+	}
+	fs.mu.Unlock()
+	if idle {
+		e.close()
+		// Only the order in which Collect frees depends on it.
+		_ = fs.markUsed(e.key)
+	}
+}

@@ -1,0 +1,59 @@
+package lazyfs
+
+import (
+	"errors"
+	"time"
+
+	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/remotesnapshot/blob"
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
+)
+
+// Options of an FS. Zero values are the documented defaults.
+type Options struct {
+	// Root keeps blobs and TOCs; required.
+	Root string
+	// MountRoot gets the mount points of the FUSE server; required. Short paths
+	// are good ones: overlay's options have to fit a page.
+	MountRoot string
+	// UserXattr shows opaque directories the way overlays with userxattr want.
+	UserXattr bool
+
+	// Hosts says where to ask for the blobs of an image reference; required.
+	Hosts func(reference string) blob.Hosts
+	// Attach is told which sessions may authenticate reads of a reference; nil:
+	// sessions are ignored.
+	Attach func(reference string, sessions ...string)
+
+	// TTL is how long a layer stays open after its last hold; 0: 2 minutes,
+	// below 0: not at all.
+	TTL time.Duration
+	// KeepBytes is how much disk space the blobs and TOCs may keep that no open
+	// layer needs, see FS.Collect; 0: 10 GiB, below 0: none.
+	KeepBytes int64
+
+	// Layer is for all layers: sizes of caches, prefetch, background fetch.
+	Layer layer.Options
+	// Blob is for all blobs: connections and time limits. Its Root is ours.
+	Blob blob.Options
+	// TOC bounds what a table of contents may cost.
+	TOC estargz.Limits
+	// Debug logs every FUSE message.
+	Debug bool
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Root == "" || o.MountRoot == "" || o.Hosts == nil {
+		return o, errors.New("lazyfs: Root, MountRoot and Hosts are required")
+	}
+	if o.Attach == nil {
+		o.Attach = func(string, ...string) {}
+	}
+	if o.TTL == 0 {
+		o.TTL = 2 * time.Minute
+	}
+	if o.KeepBytes == 0 {
+		o.KeepBytes = 10 << 30
+	}
+	return o, nil
+}

@@ -1,0 +1,163 @@
+package lazyfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/remotesnapshot/blob"
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
+)
+
+// Report is what the file system does at one moment.
+type Report struct {
+	Layers  []LayerReport     // those that are open
+	NotLazy []Reason          // the latest layers that could not be resolved, the last one first
+	Fetched blob.Stats        // requests and bytes since the start
+	FUSE    map[string]uint64 // messages of the kernel, by operation
+	Memory  int64             // bytes of chunk memory
+}
+
+// LayerReport is a layer that is open.
+type LayerReport struct {
+	layer.Info
+	TOCDigest digest.Digest // "" when the manifest names none
+	Reference string        // of the image that asked last
+	Holds     int           // snapshots that need it
+	Pending   bool          // restored and not used yet: Info has the digest only
+}
+
+// Reason says why a layer is not lazy.
+type Reason struct {
+	Digest    digest.Digest
+	Reference string
+	Final     bool // see IsFinal
+	Err       string
+	Time      time.Time
+}
+
+// Report never blocks on the network.
+func (fs *FS) Report() Report {
+	r := Report{Fetched: fs.blobs.Stats(), FUSE: fs.server.Requests(), Memory: fs.pool.Memory()}
+	fs.mu.Lock()
+	r.NotLazy = fs.mu.reasons.list()
+	entries := make([]*entry, 0, len(fs.mu.entries))
+	for _, e := range fs.mu.entries {
+		entries = append(entries, e)
+		r.Layers = append(r.Layers, LayerReport{TOCDigest: e.key.toc, Reference: e.reference, Holds: e.holds})
+	}
+	fs.mu.Unlock()
+	for i, e := range entries {
+		info, ok := e.content.info()
+		info.Digest = e.key.blob
+		r.Layers[i].Info, r.Layers[i].Pending = info, !ok
+	}
+	return r
+}
+
+// Info reports one layer: the first open one of the blob. False when none is.
+func (fs *FS) Info(dgst digest.Digest) (layer.Info, bool) {
+	for _, e := range fs.entriesOf(dgst) {
+		if info, ok := e.content.info(); ok {
+			return info, true
+		}
+	}
+	return layer.Info{}, false
+}
+
+// Usage implements remotesnapshot.Lazy.
+func (fs *FS) Usage(dgst digest.Digest) (int64, error) {
+	n, err := fs.blobs.Usage(dgst)
+	if err != nil {
+		return 0, err
+	}
+	seen := map[string]bool{}
+	paths := []string{layer.TOCPath(fs.tocDir, dgst, estargz.Hints{})}
+	for _, e := range fs.entriesOf(dgst) {
+		paths = append(paths, layer.TOCPath(fs.tocDir, dgst, estargz.Hints{TOCDigest: e.key.toc}))
+	}
+	for _, p := range paths {
+		if seen[p] {
+			continue
+		}
+		seen[p] = true
+		switch st, err := os.Stat(p); {
+		case err == nil:
+			n += st.Size()
+		case !errors.Is(err, os.ErrNotExist):
+			return 0, err
+		}
+	}
+	return n, nil
+}
+
+func (fs *FS) entriesOf(dgst digest.Digest) (entries []*entry) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for k, e := range fs.mu.entries {
+		if k.blob == dgst {
+			entries = append(entries, e)
+		}
+	}
+	return entries
+}
+
+// note keeps the outcome of a Resolve for reports. Callers that left have none.
+func (fs *FS) note(r request, err error) {
+	if err != nil && fs.ctx.Err() != nil {
+		return
+	}
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	fs.mu.reasons.drop(r.Digest)
+	if err != nil {
+		fs.mu.reasons.add(Reason{Digest: r.Digest, Reference: r.Reference, Final: IsFinal(err), Err: err.Error(), Time: time.Now()})
+	}
+}
+
+// maxReasons is how many failed layers are remembered.
+const maxReasons = 256
+
+// reasons are in the order of time; guarded by FS.mu.
+type reasons struct{ last []Reason }
+
+func (r *reasons) add(n Reason) {
+	if len(r.last) >= maxReasons {
+		r.last = slices.Delete(r.last, 0, 1)
+	}
+	r.last = append(r.last, n)
+}
+
+func (r *reasons) drop(dgst digest.Digest) {
+	r.last = slices.DeleteFunc(r.last, func(n Reason) bool { return n.Digest == dgst })
+}
+
+func (r *reasons) list() []Reason {
+	out := slices.Clone(r.last)
+	slices.Reverse(out)
+	return out
+}
+
+// Check asks whether the rest of an open layer can still be had, with one small
+// request. errdefs.ErrNotFound when no layer of the blob is open.
+func (fs *FS) Check(ctx context.Context, dgst digest.Digest) error {
+	for _, e := range fs.entriesOf(dgst) {
+		l := e.content.layer.Load()
+		if l == nil {
+			continue
+		}
+		if _, err := l.Acquire(); err != nil {
+			continue
+		}
+		defer l.Release()
+		return l.Check(ctx)
+	}
+	return fmt.Errorf("layer %s: %w", dgst, cerrdefs.ErrNotFound)
+}

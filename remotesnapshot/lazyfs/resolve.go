@@ -1,0 +1,173 @@
+package lazyfs
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/remotesnapshot"
+	"github.com/lazykit/lazykit/remotesnapshot/blob"
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
+)
+
+// Resolve implements remotesnapshot.Lazy. See IsFinal for the errors.
+func (fs *FS) Resolve(ctx context.Context, srcs ...remotesnapshot.Source) []error {
+	errs := make([]error, len(srcs))
+	var wg sync.WaitGroup
+	for i, src := range srcs {
+		wg.Go(func() {
+			r, err := newRequest(src)
+			if err == nil {
+				err = fs.resolve(ctx, r)
+			}
+			errs[i] = classify(src.Digest, err)
+		})
+	}
+	fs.resolveAhead(srcs)
+	wg.Wait()
+	return errs
+}
+
+// resolve makes a layer readable.
+func (fs *FS) resolve(ctx context.Context, r request) error {
+	e, err := fs.hold(r)
+	if err != nil {
+		return err
+	}
+	defer fs.release(e)
+	return fs.resolveEntry(ctx, e, r)
+}
+
+// resolveEntry makes the layer of an entry that the caller holds readable.
+func (fs *FS) resolveEntry(ctx context.Context, e *entry, r request) error {
+	fs.Attach(r.Source)
+	if e.content.layer.Load() != nil {
+		return fs.refresh(r)
+	}
+	return fs.calls.do(ctx, e.key, func(ctx context.Context) error {
+		// The caller may leave before the work ends.
+		fs.retain(e)
+		defer fs.release(e)
+		err := fs.find(ctx, e, r)
+		fs.note(r, err)
+		return err
+	})
+}
+
+// find resolves and opens a layer over the network.
+func (fs *FS) find(ctx context.Context, e *entry, r request) error {
+	b, err := fs.openBlob(r.Digest, r.Reference)
+	if err != nil {
+		return err
+	}
+	f := fs.finder()
+	f.External = func(ctx context.Context) ([]byte, error) { return fs.externalTOC(ctx, r) }
+	toc, err := f.Resolve(ctx, b, r.hints)
+	if err != nil {
+		closeQuietly(b)
+		return err
+	}
+	fs.adopt(e, b, toc)
+	return nil
+}
+
+// openKept opens a layer from what is on disk.
+func (fs *FS) openKept(e *entry, r request) error {
+	b, err := fs.openBlob(r.Digest, r.Reference)
+	if err != nil {
+		return err
+	}
+	toc, err := fs.finder().OpenTOC(b, r.hints)
+	if err != nil {
+		closeQuietly(b)
+		return err
+	}
+	fs.adopt(e, b, toc)
+	return nil
+}
+
+// adopt makes blob and TOC the layer of e, unless another one was faster.
+func (fs *FS) adopt(e *entry, b layerBlob, toc *estargz.TOC) {
+	l := layer.Open(fs.pool, b, toc)
+	if !e.content.layer.CompareAndSwap(nil, l) {
+		l.Close()
+	}
+}
+
+func (fs *FS) finder() layer.Finder {
+	return layer.Finder{TOCDir: fs.tocDir, Limits: fs.opts.TOC}
+}
+
+func (fs *FS) openBlob(dgst digest.Digest, reference string) (layerBlob, error) {
+	b, err := fs.blobs.Open(dgst, blob.Origin{Reference: reference, Hosts: fs.opts.Hosts(reference)})
+	return layerBlob{b}, err
+}
+
+// closeQuietly closes a blob after an error that says more than this one could.
+func closeQuietly(b layerBlob) { _ = b.Close() }
+
+// refresh tells a layer that is open of one more image to ask for its blob.
+func (fs *FS) refresh(r request) error {
+	b, err := fs.openBlob(r.Digest, r.Reference)
+	if err != nil {
+		return err
+	}
+	return b.Close()
+}
+
+// maxAhead bounds the neighbours that are resolved ahead at the same time.
+const maxAhead = 16
+
+// resolveAhead fetches, behind the caller's back, footers and TOCs of the layers
+// that lie above those of srcs: they will be asked for next. Only for images
+// that say that they are lazy; their verification waits for the manifest's digest.
+func (fs *FS) resolveAhead(srcs []remotesnapshot.Source) {
+	for _, src := range srcs {
+		r, err := newRequest(src)
+		if err != nil || r.hints.TOCDigest == "" {
+			continue
+		}
+		for _, dgst := range src.Neighbours {
+			asked := slices.ContainsFunc(srcs, func(s remotesnapshot.Source) bool { return s.Digest == dgst })
+			if !asked && fs.beginAhead(dgst) {
+				go fs.fetchAhead(dgst, src.Reference)
+			}
+		}
+	}
+}
+
+// beginAhead says whether a blob is to be fetched ahead; Close waits for that.
+func (fs *FS) beginAhead(dgst digest.Digest) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if _, ok := fs.mu.ahead[dgst]; ok || fs.mu.closed || len(fs.mu.ahead) >= maxAhead || dgst.Validate() != nil {
+		return false
+	}
+	for k := range fs.mu.entries {
+		if k.blob == dgst {
+			return false
+		}
+	}
+	fs.mu.ahead[dgst] = struct{}{}
+	fs.wg.Add(1)
+	return true
+}
+
+// fetchAhead leaves errors to the Resolve that will meet them again.
+func (fs *FS) fetchAhead(dgst digest.Digest, reference string) {
+	defer fs.wg.Done()
+	defer func() {
+		fs.mu.Lock()
+		defer fs.mu.Unlock()
+		delete(fs.mu.ahead, dgst)
+	}()
+	b, err := fs.openBlob(dgst, reference)
+	if err != nil {
+		return
+	}
+	defer closeQuietly(b)
+	_ = layer.Ahead(fs.ctx, b)
+}

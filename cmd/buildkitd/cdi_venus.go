@@ -1,0 +1,5 @@
+//go:build venus
+
+package main
+
+import _ "github.com/moby/buildkit/contrib/cdisetup/venus" // sets up virtio-gpu Venus devices on demand

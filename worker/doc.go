@@ -1,0 +1,39 @@
+// Package worker is the composition root: it builds BuildKit's worker.Worker
+// out of BuildKit's operations, sources, exporters and executor, and of our
+// snapshotter.
+//
+// # State directory
+//
+// The layout is BuildKit's, so that a root can be taken from stock buildkitd
+// and given back to it. Under the daemon's root, one directory a snapshotter,
+// runc-<snapshotter>, holds
+//
+//	workerid             the worker's id, made once
+//	metadata_v2.db       the cache manager's records
+//	containerdmeta.db    containerd's metadata: snapshots, content, leases
+//	content/             blobs
+//	snapshots/           the snapshotter's own directory
+//	executor/            bundles, root mounts and resolv.conf of running steps
+//	cachemounts/         mounts that are shared by steps
+//	net/                 network namespaces
+//	lazy/                (stargz) sparse blobs and parsed TOCs of lazy layers
+//
+// lazy/ is beside content/ because a blob that became whole enters the content
+// store as a hard link.
+//
+// # Lazy layers
+//
+// BuildKit's cache manager drives a snapshotter named "stargz" through labels.
+// A decorator around the snapshotter that BuildKit sees (lazySnapshotter) does
+// what must not be done under the lock of containerd's metadata database: it
+// resolves a layer over the network before the snapshot is prepared, and it
+// takes BuildKit's temporary labels, which name the sessions of a build, out of
+// the database: they are kept in memory.
+//
+// # End
+//
+// Close ends the parts in the reverse order of their dependence: BuildKit's
+// worker, snapshotter, file system, blob store, databases; then it detaches what
+// is left mounted under the worker's directory. It takes seconds at most,
+// whatever registries and readers do.
+package worker

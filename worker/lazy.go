@@ -1,0 +1,99 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/moby/buildkit/snapshot"
+	"github.com/moby/buildkit/util/bklog"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
+	"github.com/lazykit/lazykit/remotesnapshot/blob"
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
+	"github.com/lazykit/lazykit/remotesnapshot/lazyfs"
+	"github.com/lazykit/lazykit/session"
+)
+
+// snapshotterDir is the snapshotter's directory in snapshots/, as in stock. The
+// FUSE mounts are in it, too: their paths go into the options of overlay mounts,
+// which have to fit a page, so they are short and near the other directories.
+const snapshotterDir = "snapshotter"
+
+// openLazy opens the snapshotter with remote snapshots and all that is behind it.
+func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr error) {
+	root := filepath.Join(dir, snapshotsDir, snapshotterDir)
+	userXattr, err := remotesnapshot.NeedsUserXattr(root)
+	if err != nil {
+		bklog.G(ctx).WithError(err).Warnf("can't tell whether overlays need userxattr, assuming %v", userXattr)
+	}
+	registry := session.New(opts.Hosts, opts.Sessions)
+	traffic := newTraffic()
+	fs, err := lazyfs.New(ctx, lazyfs.Options{
+		Root:      filepath.Join(dir, lazyDir),
+		MountRoot: root,
+		UserXattr: userXattr,
+		Hosts: func(ref string) blob.Hosts {
+			return func(ctx context.Context) ([]docker.RegistryHost, error) {
+				hosts, err := registry.Hosts(ctx, ref)
+				return traffic.watch(hosts), err
+			}
+		},
+		Attach: registry.Attach,
+		TTL:    opts.Lazy.TTL,
+		Debug:  opts.Lazy.Debug,
+		Layer: layer.Options{
+			PrefetchSize:    opts.Lazy.PrefetchSize,
+			BackgroundFetch: opts.Lazy.BackgroundFetch,
+		},
+		Blob: blob.Options{
+			Connections: opts.Lazy.Connections,
+			RequestSize: opts.Lazy.RequestSize,
+			GiveUp:      opts.Lazy.FetchTimeout,
+			BackoffMin:  opts.Lazy.MinWait,
+			BackoffMax:  opts.Lazy.MaxWait,
+			OnError:     func(err error) { bklog.L.WithError(err).Warn("blob store") },
+		},
+	})
+	if err != nil {
+		return storage{}, err
+	}
+	// Both Abort and Close end it.
+	closeFS := sync.OnceValue(fs.Close)
+	sn, err := remotesnapshot.New(ctx, root, fs, remotesnapshot.Options{AsyncRemove: true, UserXattr: userXattr})
+	if err != nil {
+		closeFS()
+		return storage{}, err
+	}
+	return storage{
+		name:        opts.Snapshotter,
+		snapshotter: sn,
+		resolve:     remotesnapshot.ResolveViews,
+		decorate: func(inner snapshot.Snapshotter) snapshot.Snapshotter {
+			return &lazySnapshotter{Snapshotter: inner, lazy: fs}
+		},
+		wrapContent: func(local content.Store) content.Store {
+			u, ok := any(fs).(unlazier)
+			if !ok {
+				return local
+			}
+			return &adoptingStore{Store: local, lazy: u, blobs: filepath.Join(dir, contentDir, "blobs")}
+		},
+		stalled: traffic.stalled,
+		abort: func() {
+			if err := closeFS(); err != nil {
+				bklog.L.WithError(err).Warn("lazy file system")
+			}
+		},
+		close: func() error {
+			err := sn.Close()
+			if ferr := closeFS(); ferr != nil && err == nil {
+				err = fmt.Errorf("lazy file system: %w", ferr)
+			}
+			return err
+		},
+	}, nil
+}

@@ -1,0 +1,193 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff/apply"
+	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins/diff/walking"
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/snapshot"
+	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
+	"github.com/moby/buildkit/util/leaseutil"
+	"github.com/moby/buildkit/util/winlayers"
+	bkworker "github.com/moby/buildkit/worker"
+	"github.com/moby/buildkit/worker/base"
+	wlabel "github.com/moby/buildkit/worker/label"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+)
+
+// Worker is BuildKit's worker over our snapshotter. Safe for concurrent use.
+type Worker struct {
+	*base.Worker
+	dir     string
+	parts   parts
+	closing sync.Once
+	err     error // of Close
+}
+
+var _ bkworker.Worker = (*Worker)(nil)
+
+// parts are what a Worker owns beside BuildKit's worker.
+type parts struct {
+	storage storage
+	dbs     *databases
+	exec    *execution
+}
+
+// storage is a snapshotter as the rest of the worker needs it.
+type storage struct {
+	name string
+	// snapshotter is what containerd's metadata database calls.
+	snapshotter snapshots.Snapshotter
+	// wrapContent puts something in front of the local content store; may be nil.
+	wrapContent func(content.Store) content.Store
+	// resolve and decorate put something in front of the snapshotter that clients
+	// of the database, and BuildKit, see; may be nil.
+	resolve  func(snapshots.Snapshotter) snapshots.Snapshotter
+	decorate func(snapshot.Snapshotter) snapshot.Snapshotter
+	// stalled and abort are Worker.Stalled and Worker.Abort; may be nil.
+	stalled func() time.Duration
+	abort   func()
+	// close ends the snapshotter and all that is behind it.
+	close func() error
+}
+
+// New opens the worker's state under opts.Root and starts it. The state must
+// belong to this process alone. ctx is used for opening only.
+func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
+	dir := StateDir(opts.Root, opts.Snapshotter)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("worker directory: %w", err)
+	}
+	// A daemon that was killed left its steps' root file systems mounted; they
+	// would hold on to the snapshots below.
+	if err := sweepMounts(dir); err != nil {
+		return nil, err
+	}
+	p := parts{}
+	defer func() {
+		if rerr != nil {
+			rerr = errors.Join(rerr, p.abandon())
+		}
+	}()
+	var err error
+	if p.exec, err = newExecution(dir, opts); err != nil {
+		return nil, err
+	}
+	if p.storage, err = openStorage(ctx, dir, opts); err != nil {
+		return nil, fmt.Errorf("snapshotter %s: %w", opts.Snapshotter, err)
+	}
+	p.dbs, err = openDatabases(ctx, dir, p.storage.name, p.storage.snapshotter, p.storage.wrapContent)
+	if err != nil {
+		return nil, err
+	}
+	wopt, err := workerOpt(dir, opts, p)
+	if err != nil {
+		return nil, err
+	}
+	w, err := base.NewWorker(ctx, wopt)
+	if err != nil {
+		return nil, err
+	}
+	return &Worker{Worker: w, dir: dir, parts: p}, nil
+}
+
+// openStorage opens the snapshotter that opts ask for.
+func openStorage(ctx context.Context, dir string, opts Options) (storage, error) {
+	root := filepath.Join(dir, snapshotsDir)
+	var sn snapshots.Snapshotter
+	var err error
+	switch {
+	case opts.ProxyAddress != "":
+		sn, err = proxySnapshotter(opts.Snapshotter, opts.ProxyAddress)
+	case opts.Snapshotter == Stargz:
+		return openLazy(ctx, dir, opts)
+	default:
+		sn, err = plainSnapshotter(opts.Snapshotter, root)
+	}
+	if err != nil {
+		return storage{}, err
+	}
+	return storage{name: opts.Snapshotter, snapshotter: sn, close: sn.Close}, nil
+}
+
+// workerOpt describes the worker to BuildKit.
+func workerOpt(dir string, opts Options, p parts) (base.WorkerOpt, error) {
+	id, err := base.ID(dir)
+	if err != nil {
+		return base.WorkerOpt{}, fmt.Errorf("worker id: %w", err)
+	}
+	mdb := p.dbs.containerd
+	blobs := containerdsnapshot.NewContentStore(mdb.ContentStore(), namespace)
+	client := mdb.Snapshotter(p.storage.name)
+	if p.storage.resolve != nil {
+		client = p.storage.resolve(client)
+	}
+	sn := containerdsnapshot.NewSnapshotter(p.storage.name, client, namespace, opts.IDMapping)
+	if p.storage.decorate != nil {
+		sn = p.storage.decorate(sn)
+	}
+	wopt := base.WorkerOpt{
+		ID:               id,
+		Root:             dir,
+		Labels:           workerLabels(opts, p.exec.netMode),
+		Platforms:        opts.Platforms,
+		GCPolicy:         opts.GCPolicy,
+		BuildkitVersion:  opts.BuildkitVersion,
+		NetworkProviders: p.exec.networks,
+		ProxyProvider:    p.exec.proxy,
+		Executor:         p.exec.executor,
+		Snapshotter:      sn,
+		ContentStore:     blobs,
+		Applier:          winlayers.NewFileSystemApplierWithWindows(blobs, apply.NewFileSystemApplier(blobs)),
+		Differ:           winlayers.NewWalkingDiffWithWindows(blobs, walking.NewWalkingDiff(blobs)),
+		RegistryHosts:    opts.Hosts,
+		IdentityMapping:  opts.IDMapping,
+		LeaseManager:     leaseutil.WithNamespace(ctdmetadata.NewLeaseManager(mdb), namespace),
+		GarbageCollect:   mdb.GarbageCollect,
+		MetadataStore:    p.dbs.records,
+		MountPoolRoot:    filepath.Join(dir, cacheMountsDir),
+		ResourceMonitor:  p.exec.resources,
+		CDIManager:       opts.CDI,
+	}
+	if opts.MaxParallelism > 0 {
+		wopt.ParallelismSem = semaphore.NewWeighted(int64(opts.MaxParallelism))
+	}
+	if len(wopt.Platforms) == 0 {
+		wopt.Platforms = []ocispecs.Platform{platforms.Normalize(platforms.DefaultSpec())}
+	}
+	return wopt, nil
+}
+
+// workerLabels describe the worker to clients, who select workers by them.
+func workerLabels(opts Options, netMode string) map[string]string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	labels := map[string]string{
+		wlabel.Executor:       "oci",
+		wlabel.Snapshotter:    opts.Snapshotter,
+		wlabel.Hostname:       host,
+		wlabel.Network:        netMode,
+		wlabel.OCIProcessMode: opts.ProcessMode.String(),
+		wlabel.SELinuxEnabled: strconv.FormatBool(opts.SELinux),
+	}
+	if opts.ApparmorProfile != "" {
+		labels[wlabel.ApparmorProfile] = opts.ApparmorProfile
+	}
+	maps.Copy(labels, opts.Labels)
+	return labels
+}

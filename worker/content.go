@@ -73,7 +73,8 @@ func (s *adoptingStore) Writer(ctx context.Context, opts ...content.WriterOpt) (
 		return s.Store.Writer(ctx, opts...)
 	}
 	if err := s.link(path, dgst); err != nil {
-		return nil, err
+		// Nothing is lost: the writer is filled from the file below.
+		bklog.G(ctx).WithError(err).Warn("copying a layer into the content store")
 	}
 	w, err := s.Store.Writer(ctx, opts...)
 	if err != nil {

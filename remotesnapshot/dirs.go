@@ -129,7 +129,11 @@ func (d *dirs) setAside(ids map[string]string) ([]string, error) {
 		path := filepath.Join(d.path, name)
 		if !strings.HasPrefix(name, gonePrefix) && !strings.HasPrefix(name, newPrefix) {
 			aside := filepath.Join(d.path, gonePrefix+rand.Text())
-			if err := os.Rename(path, aside); err != nil {
+			err := os.Rename(path, aside)
+			if errors.Is(err, os.ErrNotExist) {
+				continue // a Remove deletes it at the same time
+			}
+			if err != nil {
 				return rubbish, err
 			}
 			path = aside

@@ -214,7 +214,7 @@ func (g *group) source() (Source, error) {
 	if ref == "" {
 		return Source{}, fmt.Errorf("labels of remote layer %s name no image reference", dgst)
 	}
-	if _, err := reference.Parse(ref); err != nil {
+	if err := checkReference(ref); err != nil {
 		return Source{}, fmt.Errorf("labels of remote layer %s: image reference %q: %w", dgst, ref, err)
 	}
 	if dgst == "" {
@@ -231,6 +231,18 @@ func (g *group) source() (Source, error) {
 		}
 	}
 	return src, nil
+}
+
+// checkReference makes sure that ref names a host and a repository.
+func checkReference(ref string) error {
+	spec, err := reference.Parse(ref)
+	if err != nil {
+		return err
+	}
+	if host, repository, _ := strings.Cut(spec.Locator, "/"); host == "" || host[0] == ':' || repository == "" {
+		return reference.ErrInvalid
+	}
+	return nil
 }
 
 // groups sorts labels by suffix, the plain ones first. Labels with an empty

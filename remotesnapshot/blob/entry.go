@@ -2,12 +2,14 @@ package blob
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"os"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 )
 
@@ -143,6 +145,13 @@ func (e *entry) idle(d *demand) (time.Duration, error) {
 			if t := f.host.touched(); t.After(last) {
 				last = t
 			}
+		}
+		if len(f.tries.hosts) == 0 && f.host != nil {
+			what := "no byte yet"
+			if !f.running {
+				what = "all connections are busy"
+			}
+			tries.add(f.host.name, fmt.Errorf("%s: %w", what, errdefs.ErrUnavailable))
 		}
 		for _, h := range f.tries.hosts {
 			tries.add(h, f.tries.errs[h])

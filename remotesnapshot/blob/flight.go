@@ -24,6 +24,8 @@ type flight struct {
 	ended    bool      // taken from the entry's list
 	host     *host     // asked last, or waited for
 	progress time.Time // when a byte arrived last
+	bodyAt   time.Time // when the running request's body began, and where
+	bodyPos  int64
 	tries    attempts
 
 	mem  []byte // not nil: the bytes go there, past the disk
@@ -53,13 +55,14 @@ func (f *flight) servesLocked(d *demand) bool {
 	return f.suffix == 0 && f.span().overlaps(d.span)
 }
 
-// wantedLocked says whether f should go on. One that is nearly done does, since
-// ending its request costs the connection; so does a whole-blob stream.
+// wantedLocked says whether f should go on. One that is nearly done and gets on
+// does, since ending its request costs the connection; so does a whole-blob stream.
 func (f *flight) wantedLocked() bool {
 	if slices.ContainsFunc(f.e.mu.demands, f.servesLocked) {
 		return true
 	}
-	return f.running && (f.stream || (f.suffix == 0 && f.span().len() <= minGap))
+	flowing := f.running && f.pos > f.bodyPos && time.Since(f.progress) < time.Second
+	return flowing && (f.stream || (f.suffix == 0 && f.span().len() <= minGap))
 }
 
 // startLocked begins a flight for r.

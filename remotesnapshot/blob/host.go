@@ -9,11 +9,11 @@ import (
 // Bounds of what one more request is worth in bytes, and the guesses for a host
 // that nothing is known of.
 const (
-	minGap       = 64 << 10
-	maxGap       = 1 << 20
-	minPiece     = 1 << 20
-	pieceTime    = 2 * time.Second // a request should not last longer than that
-	slowestGuess = 50 * time.Millisecond
+	minGap    = 64 << 10
+	maxGap    = 1 << 20
+	minPiece  = 1 << 20
+	pieceTime = 2 * time.Second // a request should not last longer than that
+	leastWait = 50 * time.Millisecond
 )
 
 // host is what a store knows of one registry host, over all blobs.
@@ -72,18 +72,14 @@ func (h *host) gap() int64 {
 	return min(max(int64(h.mu.rate*h.mu.delay.Seconds()), minGap), maxGap)
 }
 
-// ahead is how far a running request may be from bytes that a process waits
-// for before asking for them separately is quicker.
-func (h *host) ahead() int64 {
+// roundTrip is what one more request costs in time, by what is known of the host.
+func (h *host) roundTrip() time.Duration {
 	if h == nil {
-		return maxGap
+		return leastWait
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.mu.rate == 0 {
-		return maxGap
-	}
-	return max(minGap, int64(h.mu.rate*max(2*h.mu.delay, slowestGuess).Seconds()))
+	return max(2*h.mu.delay, leastWait)
 }
 
 // piece is the size of one request of a large fetch, at most limit.

@@ -3,6 +3,7 @@ package blob
 import (
 	"cmp"
 	"slices"
+	"time"
 )
 
 // maxRefetch is how many bytes that are present already may be fetched again to
@@ -18,24 +19,9 @@ func (e *entry) planLocked(p Priority, s span) {
 	} else if piece := e.mu.host.piece(e.store.opts.RequestSize); s.len() > piece {
 		s.hi = s.lo + piece
 	}
-	missing := e.mu.present.missing(nil, s)
-	missing = joinClose(missing, maxRefetch)
-	for _, m := range missing {
+	for _, m := range e.mu.present.missing(nil, s) {
 		e.coverLocked(p, m)
 	}
-}
-
-// joinClose joins spans whose distance is at most gap.
-func joinClose(in []span, gap int64) []span {
-	out := in[:0]
-	for _, s := range in {
-		if n := len(out); n > 0 && s.lo-out[n-1].hi <= gap {
-			out[n-1].hi = s.hi
-			continue
-		}
-		out = append(out, s)
-	}
-	return out
 }
 
 // planTailLocked makes sure that a request for the last n bytes is under way.
@@ -83,7 +69,7 @@ func (e *entry) yieldLocked(f *flight, p Priority, o span) bool {
 	case f.stream:
 		return false
 	case f.running:
-		if p < Blocked || o.lo-f.pos <= e.mu.host.ahead() {
+		if p < Blocked || f.nearLocked(o.lo) {
 			f.raise(p)
 			return false
 		}
@@ -105,6 +91,20 @@ func (e *entry) yieldLocked(f *flight, p Priority, o span) bool {
 	return true
 }
 
+// nearLocked says whether a running flight gets to off as soon as a request of its
+// own would, by the pace at which its bytes have come so far.
+func (f *flight) nearLocked(off int64) bool {
+	dist := off - f.pos
+	if dist <= minGap || f.stream {
+		return true
+	}
+	took, came := f.progress.Sub(f.bodyAt), f.pos-f.bodyPos
+	if came <= 0 || took <= 0 {
+		return dist <= 4*minGap
+	}
+	return time.Duration(float64(took)*float64(dist)/float64(came)) <= f.host.roundTrip()
+}
+
 // launchLocked fetches s, which no flight covers: with a flight that waits
 // nearby, or in as many new ones as its length needs.
 func (e *entry) launchLocked(p Priority, s span) {
@@ -122,27 +122,48 @@ func (e *entry) launchLocked(p Priority, s span) {
 	}
 }
 
-// joinLocked adds s to a flight that still waits for its turn, when the bytes
-// between are worth less than a request and nobody else brings them.
+// joinLocked adds s to a flight that still waits for its turn, and the flights
+// that this one touches then.
 func (e *entry) joinLocked(p Priority, s span) bool {
-	gap := e.mu.host.gap()
 	for _, f := range e.mu.flights {
-		if f.running || f.suffix > 0 || f.stream || f.probe || f.priority() != p {
-			continue
+		if union, ok := e.unionLocked(f, p, s); ok {
+			f.pos, f.end = union.lo, union.hi
+			e.absorbLocked(f)
+			return true
 		}
-		have := f.span()
-		union := span{min(have.lo, s.lo), max(have.hi, s.hi)}
-		between := span{min(have.hi, s.hi), max(have.lo, s.lo)}
-		if between.len() > gap || union.len() > e.store.opts.RequestSize {
-			continue
-		}
-		if !between.empty() && !e.freeLocked(between) {
-			continue
-		}
-		f.pos, f.end = union.lo, union.hi
-		return true
 	}
 	return false
+}
+
+// absorbLocked lets f, which is not running, take over flights that wait nearby.
+func (e *entry) absorbLocked(f *flight) {
+	for i := 0; i < len(e.mu.flights); i++ {
+		g := e.mu.flights[i]
+		if g == f {
+			continue
+		}
+		if union, ok := e.unionLocked(g, f.priority(), f.span()); ok {
+			f.pos, f.end = union.lo, union.hi
+			e.endLocked(g, errCovered)
+			i = -1 // f is larger: look again
+		}
+	}
+}
+
+// unionLocked returns what one request for s and for f's range would ask for. ok
+// is false when f can't change any more, or when two requests are cheaper: the
+// bytes between are many, or are present or on their way already.
+func (e *entry) unionLocked(f *flight, p Priority, s span) (union span, ok bool) {
+	have := f.span()
+	if f.running || f.stream || f.probe || have.empty() || f.priority() != p {
+		return span{}, false
+	}
+	union = span{min(have.lo, s.lo), max(have.hi, s.hi)}
+	between := span{min(have.hi, s.hi), max(have.lo, s.lo)}
+	if between.len() > e.mu.host.gap() || union.len() > e.store.opts.RequestSize {
+		return span{}, false
+	}
+	return union, between.empty() || e.freeLocked(between)
 }
 
 // freeLocked says whether s is neither present (but for a few bytes) nor on its way.

@@ -97,10 +97,19 @@ func (f *flight) exchange(ctx context.Context, c *candidate) (err error) {
 		rec.Kind = KindWhole
 	}
 	c.host.touch()
-	body := time.Now()
+	body := f.bodyBegins()
 	rec.Bytes, err = f.take(ctx, dog, c, r, resp)
 	c.host.measured(rec.Header, rec.Bytes, time.Since(body))
 	return causeOf(ctx, err)
+}
+
+// bodyBegins notes where and when the body starts, to know its pace.
+func (f *flight) bodyBegins() time.Time {
+	f.e.mu.Lock()
+	defer f.e.mu.Unlock()
+	f.bodyAt, f.bodyPos = time.Now(), f.pos
+	f.progress = f.bodyAt
+	return f.bodyAt
 }
 
 // begin fixes what the request asks for: from here on the range only shrinks.
@@ -113,7 +122,11 @@ func (f *flight) begin(c *candidate) (request, bool) {
 	if f.suffix > 0 && c.host.noSuffix.Load() {
 		f.suffix, f.probe, f.pos, f.end = 0, true, 0, 1
 	}
+	if f.suffix == 0 && !f.probe && f.mem == nil {
+		f.e.absorbLocked(f)
+	}
 	f.running = true
+	f.bodyPos = f.pos // nothing of this body has come yet
 	f.e.mu.host = c.host
 	return request{f.span(), f.suffix}, true
 }

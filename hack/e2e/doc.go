@@ -1,0 +1,7 @@
+// Package e2e tests the daemon from outside: real builds with runc on real
+// Debian images from a real registry, with stock buildkitd beside it where the
+// two have to agree.
+//
+// The tests run as root on Linux with FUSE and overlayfs. Images and stock
+// programs come from package lab, which makes them once and keeps them.
+package e2e

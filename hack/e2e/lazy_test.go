@@ -1,0 +1,83 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/buildkit/client"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazykit/lazykit/hack/lab"
+)
+
+const helloDockerfile = `FROM %BASE%
+RUN python3 -c 'import json, sys; print(json.dumps({"python": sys.version_info[0]}))' > /out.txt
+`
+
+func dockerfile(text, base string) string { return strings.ReplaceAll(text, "%BASE%", base) }
+
+// share is the part of an image's compressed bytes that a registry sent, in percent.
+func share(bytes int64, img *lab.Image) float64 { return 100 * float64(bytes) / float64(img.Size()) }
+
+func TestLazyRun(t *testing.T) {
+	privileged(t)
+	r := registry(t)
+	// zstd:chunked is not here: BuildKit's labels don't carry what its manifest
+	// vouches for, so its own cache manager never asks for it lazily by digest.
+	for _, format := range []lab.Format{lab.EStargz} {
+		t.Run(string(format), func(t *testing.T) {
+			img := image(t, format)
+			base := onLink(t, r, img)
+			d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{r.Link}})
+			reset(t, r)
+			out := t.TempDir()
+			build(t, d, lab.BuildOptions{
+				Dockerfile: dockerfile(helloDockerfile, base) + "FROM scratch\nCOPY --from=0 /out.txt /\n",
+				OutputDir:  out,
+			})
+			got, err := os.ReadFile(filepath.Join(out, "out.txt"))
+			require.NoError(t, err)
+			require.Equal(t, "{\"python\": 3}\n", string(got))
+			s := stats(t, r)
+			t.Logf("%d layer requests, %d bytes, %.1f %% of the image", s.LayerGets, s.LayerBytes, share(s.LayerBytes, img))
+			require.Less(t, share(s.LayerBytes, img), 50.0, "the base is lazy")
+
+			// The same step again, on the same daemon: the cache has it. Another
+			// step that reads the same files asks for nothing.
+			reset(t, r)
+			build(t, d, lab.BuildOptions{Dockerfile: dockerfile(helloDockerfile, base) + "RUN python3 -c 'import json'\n"})
+			require.Zero(t, stats(t, r).LayerGets, "bytes that are here are not fetched again")
+		})
+	}
+}
+
+// An export needs the whole base. What the step read already is not fetched
+// again, and the result is right.
+func TestExportFetchesOnlyTheRest(t *testing.T) {
+	privileged(t)
+	r := registry(t)
+	img := image(t, lab.EStargz)
+	base := onLink(t, r, img)
+	d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{r.Link}})
+	reset(t, r)
+	out := filepath.Join(t.TempDir(), "image.tar")
+	build(t, d, lab.BuildOptions{
+		Dockerfile: dockerfile(helloDockerfile, base),
+		Exports:    []client.ExportEntry{{Type: client.ExporterOCI, Attrs: map[string]string{"name": "x"}, Output: toFile(out)}},
+	})
+	s := stats(t, r)
+	t.Logf("%d layer requests, %d bytes of %d", s.LayerGets, s.LayerBytes, img.Size())
+	require.LessOrEqual(t, share(s.LayerBytes, img), 101.0)
+
+	f, err := os.Open(out)
+	require.NoError(t, err)
+	defer f.Close()
+	names := strings.Join(tarNames(t, f), "\n")
+	for _, l := range img.Layers {
+		require.Contains(t, names, l.Digest.Encoded())
+	}
+	blob := blobInTar(t, out, img.Layers[1].Digest)
+	require.Equal(t, img.Layers[1].Digest, blob, "the base's layer is exported as it came")
+}

@@ -11,9 +11,19 @@ import (
 )
 
 const (
-	maxAuthTries = 4 // a stale token, its renewal with the old one still cached, the new one
+	// A stale token, its renewal with the old one still cached, the new one; and
+	// that for more than one identity.
+	maxAuthTries = 8
 	maxRedirects = 5
 )
+
+// Identities may be implemented by the authorizer of a registry host that can
+// speak for several users. NextIdentity goes on to the next one, after an answer
+// that is no question of authentication (forbidden, or not found, which some
+// registries say instead); it returns false when there is no other.
+type Identities interface {
+	NextIdentity() bool
+}
 
 // send asks c for the blob and returns an answer with contents (200 or 206, for
 // HEAD also 3xx). The target of an earlier redirect is asked first, and the
@@ -53,7 +63,7 @@ func (e *entry) sendRegistry(ctx context.Context, dog *watchdog, c *candidate, m
 		return nil, err
 	}
 	var refused []*http.Response
-	for {
+	for tries := 1; ; tries++ {
 		req, err := c.request(ctx, method, c.url(e.dgst.String()), rng)
 		if err != nil {
 			return nil, err
@@ -74,7 +84,7 @@ func (e *entry) sendRegistry(ctx context.Context, dog *watchdog, c *candidate, m
 			return resp, nil // the registry has the blob
 		case isRedirect(resp):
 			return e.follow(ctx, dog, c, resp, rng)
-		case resp.StatusCode == http.StatusUnauthorized && c.Authorizer != nil && len(refused)+1 < maxAuthTries:
+		case resp.StatusCode == http.StatusUnauthorized && c.Authorizer != nil && tries < maxAuthTries:
 			refused = append(refused, resp)
 			status := newStatusError(resp, e.store.opts.RetryAfterMax)
 			dog.watch("authorization", e.store.opts.AuthTimeout)
@@ -85,6 +95,11 @@ func (e *entry) sendRegistry(ctx context.Context, dog *watchdog, c *candidate, m
 				return nil, fmt.Errorf("%w (%w)", status, err)
 			}
 			continue
+		case (resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusNotFound) && tries < maxAuthTries:
+			if ids, ok := c.Authorizer.(Identities); ok && ids.NextIdentity() {
+				resp.Body.Close()
+				continue
+			}
 		}
 		return e.checkStatus(resp)
 	}

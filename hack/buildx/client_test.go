@@ -106,3 +106,9 @@ func (c *client) bakeIn(t *testing.T, dir string, vars []string, args ...string)
 		t.Fatalf("buildx %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 }
+
+// runOutput runs a program and returns its standard output.
+func runOutput(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).Output()
+	return string(out), err
+}

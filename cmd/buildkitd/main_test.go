@@ -1,0 +1,18 @@
+package main
+
+import (
+	"os"
+	"testing"
+)
+
+// runAsDaemon in the environment makes the test binary a buildkitd, so that
+// tests can start one without a build.
+const runAsDaemon = "LAZYKIT_TEST_RUN_AS_BUILDKITD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(runAsDaemon) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}

@@ -158,7 +158,8 @@ func (t *TOC) Members() uint32 { return t.header.members }
 func (t *TOC) HasXattrs() bool { return t.header.flags&headerXattrs != 0 }
 
 // HasChunkDigests says whether every chunk can be verified alone. It is false
-// for legacy stargz.
+// for legacy stargz, but where no file has more than one chunk (those have the
+// digests of their files).
 func (t *TOC) HasChunkDigests() bool { return t.header.flags&headerDigests != 0 }
 
 // PrefetchEnd is the blob offset up to which the landmark asks to prefetch; 0

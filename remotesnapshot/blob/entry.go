@@ -100,7 +100,7 @@ func (e *entry) demand(p Priority, s span, suffix int64) (*demand, error) {
 	if suffix > 0 {
 		e.planTailLocked(p, suffix)
 	} else {
-		e.planLocked(p, s)
+		e.planLocked(p, s, true)
 	}
 	return d, nil
 }
@@ -247,7 +247,7 @@ func (e *entry) replanLocked() {
 		if d.suffix > 0 {
 			e.planTailLocked(d.prio, d.suffix)
 		} else {
-			e.planLocked(d.prio, d.span)
+			e.planLocked(d.prio, d.span, false)
 		}
 	}
 }

@@ -11,16 +11,17 @@ import (
 const maxRefetch = 4 << 10
 
 // planLocked makes sure that every missing byte of s is covered by a flight of at
-// least priority p. Without a known size only the first piece is asked for; the
+// least priority p. With fresh set, for a new demand, it may cut s out of flights
+// that would bring it late. Without a known size only the first piece is asked for; the
 // answer tells the size, and the rest is planned then.
-func (e *entry) planLocked(p Priority, s span) {
+func (e *entry) planLocked(p Priority, s span, fresh bool) {
 	if e.mu.sizeKnown {
 		s.hi = min(s.hi, e.mu.size)
 	} else if piece := e.mu.host.piece(e.store.opts.RequestSize); s.len() > piece {
 		s.hi = s.lo + piece
 	}
 	for _, m := range e.mu.present.missing(nil, s) {
-		e.coverLocked(p, m)
+		e.coverLocked(p, m, fresh)
 	}
 }
 
@@ -39,7 +40,7 @@ func (e *entry) planTailLocked(p Priority, n int64) {
 
 // coverLocked covers m by the flights there are, and by new ones where none is,
 // or where one would come too late.
-func (e *entry) coverLocked(p Priority, m span) {
+func (e *entry) coverLocked(p Priority, m span, fresh bool) {
 	var near []*flight
 	for _, f := range e.mu.flights {
 		if f.suffix == 0 && f.span().overlaps(m) {
@@ -52,7 +53,7 @@ func (e *entry) coverLocked(p Priority, m span) {
 		if o.empty() {
 			continue
 		}
-		if e.yieldLocked(f, p, o) {
+		if fresh && e.yieldLocked(f, p, o) {
 			continue
 		}
 		e.launchLocked(p, span{m.lo, o.lo})

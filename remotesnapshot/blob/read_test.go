@@ -236,6 +236,9 @@ func TestWaitingRangesAreJoined(t *testing.T) {
 	eventually(t, "queue", func() bool { return blob.Waiting(b) == 11 })
 	cancel()
 	wg.Wait()
+	for _, q := range r.reg.Blobs() {
+		t.Log(q.Range, q.Status, q.Bytes)
+	}
 	require.Equal(t, 2, r.reg.Requests(), "ten reads, one request")
 }
 

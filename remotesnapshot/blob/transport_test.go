@@ -46,7 +46,10 @@ func TestFaultsCostTimeOnly(t *testing.T) {
 			r.reads(b, blob.Blocked, 0, 10)
 			f := r.reg.Fault(tc.fault)
 			r.reads(b, blob.Blocked, 1000, 100*kib)
-			require.Equal(t, tc.fault.Times, f.Hits())
+			require.NotZero(t, f.Hits())
+			if !tc.fault.Cut { // what follows a cut may be shorter than the next one
+				require.Equal(t, tc.fault.Times, f.Hits())
+			}
 			require.NotZero(t, r.store.Stats().Errors)
 			require.NoError(t, b.Complete(context.Background(), blob.Background))
 			r.fileIsRight(b)
@@ -145,7 +148,7 @@ func TestMirrors(t *testing.T) {
 		{"lacks it", func(r *rig, m *blobtest.Registry) {}, 1, 0},
 		{"is broken", func(r *rig, m *blobtest.Registry) { m.Fault(blobtest.Fault{Status: 502}) }, 1, 0},
 		{"is away", func(r *rig, m *blobtest.Registry) { m.Stop() }, 0, 0},
-		{"hangs", func(r *rig, m *blobtest.Registry) { m.SetLatency(time.Hour) }, 0, 0},
+		{"hangs", func(r *rig, m *blobtest.Registry) { m.SetLatency(time.Hour) }, 1, 0},
 		{"breaks off", func(r *rig, m *blobtest.Registry) {
 			m.AddBlob(r.data)
 			m.Fault(blobtest.Fault{Cut: true, After: 100})

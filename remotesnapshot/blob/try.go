@@ -96,7 +96,6 @@ func (f *flight) exchange(ctx context.Context, c *candidate) (err error) {
 	if resp.StatusCode == http.StatusOK {
 		rec.Kind = KindWhole
 	}
-	c.host.touch()
 	body := f.bodyBegins()
 	rec.Bytes, err = f.take(ctx, dog, c, r, resp)
 	c.host.measured(rec.Header, rec.Bytes, time.Since(body))
@@ -108,7 +107,6 @@ func (f *flight) bodyBegins() time.Time {
 	f.e.mu.Lock()
 	defer f.e.mu.Unlock()
 	f.bodyAt, f.bodyPos = time.Now(), f.pos
-	f.progress = f.bodyAt
 	return f.bodyAt
 }
 

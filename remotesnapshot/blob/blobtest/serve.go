@@ -43,8 +43,9 @@ func (r *Registry) serveRegistry(w http.ResponseWriter, req *http.Request) {
 	case "blobs":
 		r.mu.Lock()
 		ttl := r.redirect
+		_, ok := r.blobs[digest.Digest(name)]
 		r.mu.Unlock()
-		if ttl > 0 {
+		if ttl > 0 && ok {
 			at := fmt.Sprintf("%s/data/%s?expires=%d", r.target.URL, name, time.Now().Add(ttl).UnixNano())
 			w.Header().Set("Location", at)
 			x.fail(http.StatusTemporaryRedirect, "")

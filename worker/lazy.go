@@ -76,11 +76,14 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 			return &lazySnapshotter{Snapshotter: inner, lazy: fs}
 		},
 		wrapContent: func(local content.Store) content.Store {
-			u, ok := any(fs).(unlazier)
-			if !ok {
-				return local
+			return &adoptingStore{Store: local, lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs")}
+		},
+		collect: func(ctx context.Context) error {
+			freed, err := fs.Collect(ctx)
+			if freed > 0 {
+				bklog.G(ctx).Debugf("freed %d bytes of blobs and TOCs that no layer in use needs", freed)
 			}
-			return &adoptingStore{Store: local, lazy: u, blobs: filepath.Join(dir, contentDir, "blobs")}
+			return err
 		},
 		stalled: traffic.stalled,
 		abort: func() {

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/snapshot"
@@ -32,7 +33,7 @@ import (
 type Worker struct {
 	*base.Worker
 	dir     string
-	parts   parts
+	parts   *parts
 	closing sync.Once
 	err     error // of Close
 }
@@ -57,6 +58,8 @@ type storage struct {
 	// of the database, and BuildKit, see; may be nil.
 	resolve  func(snapshots.Snapshotter) snapshots.Snapshotter
 	decorate func(snapshot.Snapshotter) snapshot.Snapshotter
+	// collect frees what the snapshotter keeps beside the database; may be nil.
+	collect func(context.Context) error
 	// stalled and abort are Worker.Stalled and Worker.Abort; may be nil.
 	stalled func() time.Duration
 	abort   func()
@@ -76,7 +79,7 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 	if err := sweepMounts(dir); err != nil {
 		return nil, err
 	}
-	p := parts{}
+	p := &parts{}
 	defer func() {
 		if rerr != nil {
 			rerr = errors.Join(rerr, p.abandon())
@@ -124,7 +127,7 @@ func openStorage(ctx context.Context, dir string, opts Options) (storage, error)
 }
 
 // workerOpt describes the worker to BuildKit.
-func workerOpt(dir string, opts Options, p parts) (base.WorkerOpt, error) {
+func workerOpt(dir string, opts Options, p *parts) (base.WorkerOpt, error) {
 	id, err := base.ID(dir)
 	if err != nil {
 		return base.WorkerOpt{}, fmt.Errorf("worker id: %w", err)
@@ -156,7 +159,7 @@ func workerOpt(dir string, opts Options, p parts) (base.WorkerOpt, error) {
 		RegistryHosts:    opts.Hosts,
 		IdentityMapping:  opts.IDMapping,
 		LeaseManager:     leaseutil.WithNamespace(ctdmetadata.NewLeaseManager(mdb), namespace),
-		GarbageCollect:   mdb.GarbageCollect,
+		GarbageCollect:   p.garbageCollect,
 		MetadataStore:    p.dbs.records,
 		MountPoolRoot:    filepath.Join(dir, cacheMountsDir),
 		ResourceMonitor:  p.exec.resources,
@@ -169,6 +172,16 @@ func workerOpt(dir string, opts Options, p parts) (base.WorkerOpt, error) {
 		wopt.Platforms = []ocispecs.Platform{platforms.Normalize(platforms.DefaultSpec())}
 	}
 	return wopt, nil
+}
+
+// garbageCollect removes what no lease, record or snapshot refers to, then what
+// the snapshotter kept for it.
+func (p *parts) garbageCollect(ctx context.Context) (gc.Stats, error) {
+	stats, err := p.dbs.containerd.GarbageCollect(ctx)
+	if err != nil || p.storage.collect == nil {
+		return stats, err
+	}
+	return stats, p.storage.collect(ctx)
 }
 
 // workerLabels describe the worker to clients, who select workers by them.

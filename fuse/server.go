@@ -79,14 +79,21 @@ func (s *Server) mounts() [2]*mount { return [2]*mount{s.plain, s.xattr} }
 // not own c: it stops using it at Dir.Remove. The same content may be added more
 // than once: each directory has its own node ids and inode numbers, so that a
 // layer can occur twice in one overlay.
-func (s *Server) Add(c Content) (*Dir, error) {
+func (s *Server) Add(c Content) (*Dir, error) { return s.addResolved(c, false) }
+
+// AddExact is Add in the mount with xattrs, also for a layer that has none: there
+// a missing attribute is ENODATA and not EOPNOTSUPP, at the price of a message
+// for each time that one is asked for.
+func (s *Server) AddExact(c Content) (*Dir, error) { return s.addResolved(c, true) }
+
+func (s *Server) addResolved(c Content, exact bool) (*Dir, error) {
 	toc, err := c.Acquire()
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", c.Status().Digest, err)
 	}
 	defer c.Release()
 	m := s.plain
-	if toc.HasXattrs() {
+	if exact || toc.HasXattrs() {
 		m = s.xattr
 	}
 	d, err := s.add(m, c)

@@ -189,7 +189,7 @@ func (h *fakeHold) use(call string) error {
 	return h.fs.call(call)
 }
 
-func (h *fakeHold) Dir(n int) (string, error) {
+func (h *fakeHold) Dir(n int, x Xattrs) (string, error) {
 	if err := h.use("dir"); err != nil {
 		return "", err
 	}

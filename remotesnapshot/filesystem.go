@@ -3,6 +3,7 @@ package remotesnapshot
 import (
 	"context"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	digest "github.com/opencontainers/go-digest"
 )
 
@@ -19,6 +20,30 @@ type FileSystem interface {
 	Open(src Source, restore bool) (Layer, error)
 }
 
+// Xattrs says what a directory answers when it is asked for an extended attribute
+// in a layer that has none at all.
+type Xattrs uint8
+
+const (
+	// FastXattrs answers that they are not supported, so that the kernel stops
+	// asking: what processes of a build step see. A look at every file of a tree
+	// (ls -l) costs a third.
+	FastXattrs Xattrs = iota
+	// ExactXattrs answers that there is no such attribute, as a file system with
+	// attributes does. Programs that compare trees take nothing else: BuildKit's
+	// overlay differ fails on "not supported", and then reads the whole base.
+	ExactXattrs
+)
+
+// xattrsFor chooses by what a snapshot is for: steps run on active ones, and
+// views are what trees are compared with and copied from.
+func xattrsFor(kind snapshots.Kind) Xattrs {
+	if kind == snapshots.KindView {
+		return ExactXattrs
+	}
+	return FastXattrs
+}
+
 // Layer is a hold on one lazily readable layer. Its methods are safe for
 // concurrent use; none is called after Close.
 type Layer interface {
@@ -26,7 +51,7 @@ type Layer interface {
 	// occurrences of the same layer in one chain, from 0: each n has a directory
 	// of its own, since overlayfs refuses one that occurs twice. It fails for a
 	// layer that is not resolved, and it never waits for the network.
-	Dir(n int) (string, error)
+	Dir(n int, x Xattrs) (string, error)
 	// Resolve makes an unresolved layer readable, over the network if it must.
 	// Nothing to do, and free, for a resolved one.
 	Resolve(ctx context.Context) error

@@ -79,7 +79,7 @@ func (s *Snapshotter) adopt(ctx context.Context, l link, layer Layer) error {
 
 // resolveLowers returns the lower directories of chain, nearest first, after all
 // its layers are resolved.
-func (s *Snapshotter) resolveLowers(ctx context.Context, chain []link) (_ []string, err error) {
+func (s *Snapshotter) resolveLowers(ctx context.Context, chain []link, x Xattrs) (_ []string, err error) {
 	borrowed := make([]*hold, len(chain))
 	defer func() {
 		err = errors.Join(err, s.giveBack(borrowed))
@@ -104,15 +104,15 @@ func (s *Snapshotter) resolveLowers(ctx context.Context, chain []link) (_ []stri
 	if err := eg.Wait(); err != nil {
 		return nil, err
 	}
-	return s.lowers(chain, func(i, n int) (string, error) { return borrowed[i].layer.Dir(n) })
+	return s.lowers(chain, func(i, n int) (string, error) { return borrowed[i].layer.Dir(n, x) })
 }
 
 // readyLowers is resolveLowers for calls that must not wait. In place of a
 // directory that isn't there yet it gives a path that never exists, so that the
 // mount fails instead of showing something else.
-func (s *Snapshotter) readyLowers(ctx context.Context, chain []link) []string {
+func (s *Snapshotter) readyLowers(ctx context.Context, chain []link, x Xattrs) []string {
 	lowers, _ := s.lowers(chain, func(i, n int) (string, error) {
-		dir, err := s.readyDir(ctx, chain[i], n)
+		dir, err := s.readyDir(ctx, chain[i], n, x)
 		if err != nil {
 			log.G(ctx).WithError(err).Debugf("snapshot %q is not resolved yet", chain[i].name)
 			dir = s.dirs.unresolved(chain[i].id)
@@ -122,13 +122,13 @@ func (s *Snapshotter) readyLowers(ctx context.Context, chain []link) []string {
 	return lowers
 }
 
-func (s *Snapshotter) readyDir(ctx context.Context, l link, n int) (_ string, err error) {
+func (s *Snapshotter) readyDir(ctx context.Context, l link, n int, x Xattrs) (_ string, err error) {
 	h, err := s.layerOf(ctx, l)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, s.holds.giveBack(h)) }()
-	return h.layer.Dir(n)
+	return h.layer.Dir(n, x)
 }
 
 // lowers lists the directories of chain, nearest first. dir gives that of the

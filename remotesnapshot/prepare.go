@@ -96,7 +96,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot %q: %w", key, err)
 	}
-	lowers := s.readyLowers(ctx, chain)
+	lowers := s.readyLowers(ctx, chain, xattrsFor(kind))
 	return s.mounts(kind, sn.ID, lowers), nil
 }
 
@@ -193,7 +193,7 @@ func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent, target str
 
 // layerOwner is the owner of a layer's root directory, for the snapshots above.
 func layerOwner(layer Layer) (owner, error) {
-	dir, err := layer.Dir(0)
+	dir, err := layer.Dir(0, FastXattrs)
 	if err != nil {
 		return owner{}, err
 	}

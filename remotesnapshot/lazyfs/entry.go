@@ -2,6 +2,7 @@ package lazyfs
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,12 +56,13 @@ type entry struct {
 	dirs struct {
 		sync.Mutex
 		closed bool
-		list   []*fuse.Dir // by copy
+		fast   []*fuse.Dir // by copy
+		exact  []*fuse.Dir // by copy
 	}
 }
 
 // dir returns the n-th copy's directory, made at its first use.
-func (e *entry) dir(s *fuse.Server, n int) (string, error) {
+func (e *entry) dir(s *fuse.Server, n int, x remotesnapshot.Xattrs) (string, error) {
 	if n < 0 || n >= maxCopies {
 		return "", fmt.Errorf("layer %s: copy %d of %d", e.key.blob, n, maxCopies)
 	}
@@ -69,22 +71,26 @@ func (e *entry) dir(s *fuse.Server, n int) (string, error) {
 	if e.dirs.closed {
 		return "", fmt.Errorf("layer %s: %w", e.key.blob, ErrClosed)
 	}
-	for len(e.dirs.list) <= n {
-		d, err := s.Add(&e.content)
+	list, add := &e.dirs.fast, s.Add
+	if x == remotesnapshot.ExactXattrs {
+		list, add = &e.dirs.exact, s.AddExact
+	}
+	for len(*list) <= n {
+		d, err := add(&e.content)
 		if err != nil {
 			return "", fmt.Errorf("layer %s: %w", e.key.blob, err)
 		}
-		e.dirs.list = append(e.dirs.list, d)
+		*list = append(*list, d)
 	}
-	return e.dirs.list[n].Path(), nil
+	return (*list)[n].Path(), nil
 }
 
 // close ends the directories, then the layer. Nobody holds the entry any more.
 func (e *entry) close() {
 	e.dirs.Lock()
 	e.dirs.closed = true
-	dirs := e.dirs.list
-	e.dirs.list = nil
+	dirs := slices.Concat(e.dirs.fast, e.dirs.exact)
+	e.dirs.fast, e.dirs.exact = nil, nil
 	e.dirs.Unlock()
 	for _, d := range dirs {
 		d.Remove()

@@ -22,12 +22,12 @@ var _ remotesnapshot.Layer = (*handle)(nil)
 
 // Dir implements remotesnapshot.Layer: errdefs.ErrUnavailable for a layer that is
 // not resolved. What is to be prefetched of the layer is fetched from now on.
-func (h *handle) Dir(n int) (string, error) {
+func (h *handle) Dir(n int, x remotesnapshot.Xattrs) (string, error) {
 	l := h.entry.content.layer.Load()
 	if l == nil {
 		return "", fmt.Errorf("layer %s is not resolved: %w", h.request.Digest, cerrdefs.ErrUnavailable)
 	}
-	dir, err := h.entry.dir(h.fs.server, n)
+	dir, err := h.entry.dir(h.fs.server, n, x)
 	if err != nil {
 		return "", err
 	}

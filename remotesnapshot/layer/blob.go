@@ -2,8 +2,13 @@ package layer
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 
 	digest "github.com/opencontainers/go-digest"
+
+	"github.com/lazykit/lazykit/estargz"
 )
 
 // Priority of a fetch: a higher one is served first.
@@ -42,4 +47,14 @@ type Blob interface {
 	Check(ctx context.Context) error
 	// Close ends the layer's hold on the blob.
 	Close() error
+}
+
+// readFull fills dst, for which somebody waits. A range that the blob does not
+// have is the fault of what named it.
+func readFull(ctx context.Context, b Blob, dst []byte, off int64) error {
+	_, err := b.ReadAt(ctx, Blocked, dst, off)
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("%d bytes at %d are not in the blob: %w", len(dst), off, estargz.ErrCorrupt)
+	}
+	return err
 }

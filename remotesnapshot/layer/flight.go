@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 
+	cerrdefs "github.com/containerd/errdefs"
+
 	"github.com/lazykit/lazykit/estargz"
 )
 
@@ -179,7 +181,7 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 		if err := l.vouch(ctx); err != nil {
 			return nil, err
 		}
-		if err := l.blob.Fetch(ctx, Blocked, m.Offset, m.Size); err != nil {
+		if err := l.fetch(ctx, m.Offset, m.Size); err != nil {
 			return nil, err
 		}
 		// Other chunks of the member may be wrong for good; this one need not be.
@@ -207,7 +209,18 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	}
 	off, size, done := l.windows.plan(l.toc, f.member, last, m.Offset, hi, l.blob.Present)
 	defer done()
-	return l.blob.Fetch(ctx, Blocked, off, size)
+	return l.fetch(ctx, off, size)
+}
+
+// fetch makes a range present for a waiting reader. A disk that takes no bytes is
+// no error here: reading will go past it.
+func (l *Layer) fetch(ctx context.Context, off, size int64) error {
+	err := l.blob.Fetch(ctx, Blocked, off, size)
+	if err == nil || ctx.Err() != nil || cerrdefs.IsUnavailable(err) || cerrdefs.IsNotFound(err) ||
+		cerrdefs.IsUnauthorized(err) || cerrdefs.IsPermissionDenied(err) || cerrdefs.IsResourceExhausted(err) {
+		return err
+	}
+	return nil
 }
 
 // span returns the last member, and the end of it, that one request can bring
@@ -242,7 +255,7 @@ func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, 
 		return nil, err
 	}
 	defer compressed.release()
-	if _, err := l.blob.ReadAt(ctx, Blocked, compressed.data, m.Offset); err != nil {
+	if err := readFull(ctx, l.blob, compressed.data, m.Offset); err != nil {
 		return nil, err
 	}
 	l.stats.loads.Add(1)

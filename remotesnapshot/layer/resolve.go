@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -142,7 +143,9 @@ func (f Finder) verified(ctx context.Context, b Blob, hints estargz.Hints) (*est
 	if size := b.Size(); size > 0 {
 		from := max(0, size-estargz.TailSize)
 		b.Drop(from, size-from)
-		b.Drop(loc.Offset, loc.Size)
+		if loc.Offset >= 0 && loc.Offset < from { // hints may point anywhere
+			b.Drop(loc.Offset, min(max(loc.Size, 0), size-loc.Offset))
+		}
 	}
 	v, _, err = f.try(ctx, b, hints)
 	return v, err
@@ -249,12 +252,16 @@ func readRange(ctx context.Context, b Blob, loc estargz.Location) ([]byte, error
 	if loc.Size > maxTOC {
 		return nil, fmt.Errorf("TOC of %d bytes: %w: %w", loc.Size, estargz.ErrLimit, estargz.ErrCorrupt)
 	}
-	if size := b.Size(); size > 0 && (loc.Offset < 0 || loc.Offset > size-loc.Size) {
-		return nil, fmt.Errorf("TOC at %d is not in a blob of %d bytes: %w", loc.Offset, size, estargz.ErrCorrupt)
+	size := b.Size()
+	if size == 0 {
+		size = math.MaxInt64 // not known yet
+	}
+	if loc.Size < 0 || loc.Offset < 0 || loc.Offset > size-loc.Size {
+		return nil, fmt.Errorf("TOC of %d bytes at %d is not in a blob of %d bytes: %w", loc.Size, loc.Offset, size, estargz.ErrCorrupt)
 	}
 	dst := make([]byte, loc.Size)
-	if _, err := b.ReadAt(ctx, Blocked, dst, loc.Offset); err != nil {
-		return nil, fmt.Errorf("TOC at %d: %w", loc.Offset, err)
+	if err := readFull(ctx, b, dst, loc.Offset); err != nil {
+		return nil, fmt.Errorf("TOC: %w", err)
 	}
 	return dst, nil
 }

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
+	remoteserrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 )
 
@@ -51,10 +54,38 @@ type unsatisfiedError struct {
 func (e *unsatisfiedError) Error() string { return e.status.Error() }
 func (e *unsatisfiedError) Unwrap() error { return e.status }
 
+// authError is a failure to get credentials that the registry accepts.
+type authError struct {
+	err     error
+	refused bool // by who gives the credentials, rather than a fault on the way
+}
+
+func (e *authError) Error() string { return "authorize: " + e.err.Error() }
+
+func (e *authError) Unwrap() []error {
+	if e.refused {
+		return []error{e.err, errdefs.ErrUnauthenticated}
+	}
+	return []error{e.err}
+}
+
+func newAuthError(err error) error {
+	var us remoteserrors.ErrUnexpectedStatus
+	refused := errors.Is(err, docker.ErrInvalidAuthorization) || errors.Is(err, auth.ErrNoToken)
+	if errors.As(err, &us) {
+		refused = us.StatusCode == http.StatusUnauthorized || us.StatusCode == http.StatusForbidden || us.StatusCode == http.StatusBadRequest
+	}
+	return &authError{err, refused}
+}
+
 // lasting says that asking again is unlikely to change the answer.
 func lasting(err error) bool {
 	var se *statusError
 	if !errors.As(err, &se) {
+		var ae *authError
+		if errors.As(err, &ae) {
+			return ae.refused
+		}
 		return errors.Is(err, errNoHosts) || errors.Is(err, errDisk)
 	}
 	switch se.code {

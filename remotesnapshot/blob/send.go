@@ -71,7 +71,7 @@ func (e *entry) sendRegistry(ctx context.Context, dog *watchdog, c *candidate, m
 		if c.Authorizer != nil {
 			dog.watch("authorization", e.store.opts.AuthTimeout)
 			if err := c.Authorizer.Authorize(ctx, req); err != nil {
-				return nil, fmt.Errorf("authorize: %w", causeOf(ctx, err))
+				return nil, newAuthError(causeOf(ctx, err))
 			}
 		}
 		dog.watch("response header", e.store.opts.HeaderTimeout)
@@ -157,7 +157,7 @@ func (e *entry) get1(ctx context.Context, dog *watchdog, c *candidate, target, r
 		if c.Authorizer != nil {
 			dog.watch("authorization", e.store.opts.AuthTimeout)
 			if err := c.Authorizer.Authorize(ctx, req); err != nil {
-				return nil, fmt.Errorf("authorize: %w", causeOf(ctx, err))
+				return nil, newAuthError(causeOf(ctx, err))
 			}
 		}
 	}

@@ -75,8 +75,8 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		decorate: func(inner snapshot.Snapshotter) snapshot.Snapshotter {
 			return &lazySnapshotter{Snapshotter: inner, lazy: fs}
 		},
-		wrapContent: func(local content.Store) content.Store {
-			return &adoptingStore{Store: local, lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs")}
+		adopt: func(inner content.Store) content.Store {
+			return &adoptingStore{Store: inner, lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs")}
 		},
 		collect: func(ctx context.Context) error {
 			freed, err := fs.Collect(ctx)

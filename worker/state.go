@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -40,15 +39,11 @@ type databases struct {
 	bolt       *bolt.DB // of containerd
 }
 
-// openDatabases opens the databases in dir over the snapshotter and the blobs of
-// the content store that wrap returns.
-func openDatabases(ctx context.Context, dir, name string, sn snapshots.Snapshotter, wrap func(content.Store) content.Store) (_ *databases, rerr error) {
+// openDatabases opens the databases in dir over the snapshotter and the blobs.
+func openDatabases(ctx context.Context, dir, name string, sn snapshots.Snapshotter) (_ *databases, rerr error) {
 	blobs, err := local.NewStore(filepath.Join(dir, contentDir))
 	if err != nil {
 		return nil, fmt.Errorf("open content store: %w", err)
-	}
-	if wrap != nil {
-		blobs = wrap(blobs)
 	}
 	file := filepath.Join(dir, containerdFile)
 	b, err := bolt.Open(file, 0o644, &bolt.Options{FreelistType: bolt.FreelistMapType, Timeout: lockTimeout})

@@ -52,8 +52,8 @@ type storage struct {
 	name string
 	// snapshotter is what containerd's metadata database calls.
 	snapshotter snapshots.Snapshotter
-	// wrapContent puts something in front of the local content store; may be nil.
-	wrapContent func(content.Store) content.Store
+	// adopt puts something in front of the database's content store; may be nil.
+	adopt func(content.Store) content.Store
 	// resolve and decorate put something in front of the snapshotter that clients
 	// of the database, and BuildKit, see; may be nil.
 	resolve  func(snapshots.Snapshotter) snapshots.Snapshotter
@@ -92,7 +92,7 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 	if p.storage, err = openStorage(ctx, dir, opts); err != nil {
 		return nil, fmt.Errorf("snapshotter %s: %w", opts.Snapshotter, err)
 	}
-	p.dbs, err = openDatabases(ctx, dir, p.storage.name, p.storage.snapshotter, p.storage.wrapContent)
+	p.dbs, err = openDatabases(ctx, dir, p.storage.name, p.storage.snapshotter)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,11 @@ func workerOpt(dir string, opts Options, p *parts) (base.WorkerOpt, error) {
 		return base.WorkerOpt{}, fmt.Errorf("worker id: %w", err)
 	}
 	mdb := p.dbs.containerd
-	blobs := containerdsnapshot.NewContentStore(mdb.ContentStore(), namespace)
+	store := mdb.ContentStore()
+	if p.storage.adopt != nil {
+		store = p.storage.adopt(store)
+	}
+	blobs := containerdsnapshot.NewContentStore(store, namespace)
 	client := mdb.Snapshotter(p.storage.name)
 	if p.storage.resolve != nil {
 		client = p.storage.resolve(client)

@@ -73,7 +73,8 @@ func StartDaemon(ctx context.Context, opts DaemonOptions) (_ *Daemon, err error)
 	}
 	if err := d.waitReady(ctx); err != nil {
 		err = fmt.Errorf("start buildkitd: %w\n%s", err, d.LogTail(30))
-		return nil, errors.Join(err, d.Stop(), d.Remove())
+		d.Kill()
+		return nil, errors.Join(err, d.Remove())
 	}
 	return d, nil
 }

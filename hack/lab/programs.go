@@ -27,11 +27,11 @@ func Ours(ctx context.Context) (Programs, error) {
 	if err != nil {
 		return Programs{}, err
 	}
-	stock, err := Stock(ctx)
+	ctl, err := goBuild(ctx, "buildctl", "github.com/moby/buildkit/cmd/buildctl")
 	if err != nil {
 		return Programs{}, err
 	}
-	return Programs{Buildkitd: daemon, Buildctl: stock.Buildctl}, nil
+	return Programs{Buildkitd: daemon, Buildctl: ctl}, nil
 }
 
 // Stock builds BuildKit's own buildkitd and buildctl, once for each cache, from

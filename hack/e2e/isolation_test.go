@@ -164,7 +164,7 @@ func TestDeadRegistryHoldsUpNobodyElse(t *testing.T) {
 		_, err := lab.Build(blocked, d.Addr, lab.BuildOptions{
 			Progress: io.MultiWriter(ready, reading),
 			Dockerfile: "FROM " + way.Addr + `/readers:1
-RUN cat /bin/cat > /dev/null; echo shell-is-up; sleep 5; for f in /data/*; do cat $f > /dev/null & done; echo readers-started; wait
+RUN cat /bin/cat > /dev/null; sleep 0; echo shell-is-up; sleep 5; for f in /data/*; do cat $f > /dev/null & done; echo readers-started; wait
 `})
 		ended <- err
 	}()

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 
@@ -61,6 +62,11 @@ func build(ctx context.Context, toc *source, byBlob bool) (*builder, error) {
 		return nil, err
 	}
 	defer r.Close()
+	return buildFrom(ctx, r, toc, byBlob)
+}
+
+// buildFrom reads a TOC's document from r.
+func buildFrom(ctx context.Context, r io.Reader, toc *source, byBlob bool) (*builder, error) {
 	b := newBuilder(toc, byBlob)
 	if err := readTOC(newJSONReader(r), b.add); err != nil {
 		return nil, toc.readError(ctx, err)

@@ -46,15 +46,16 @@
 //     wins in either order, and hides what lies below: a directory is opaque then.
 //   - Times before 1970 are the epoch. Symlinks have mode 0777. user.* attributes
 //     of anything but files and directories are dropped, as the kernel refuses
-//     them; trusted.overlay.* and user.overlay.* are never served.
+//     them; trusted.* and user.overlay.* are never served.
 //   - Landmarks and the TOC's own entry in the root are not part of the tree.
 //
 // # Memory
 //
 // ReadTOC keeps the compressed bytes it is given and streams the rest. Compile
-// streams the JSON and needs at most about 250 bytes for each entry until it
-// returns: 9 MB for a layer of 35,000 entries, and 500 MB for one that uses up
-// the default limit of two million. A TOC costs the heap a few hundred bytes,
+// streams the JSON and needs about 250 bytes for each entry (with names of a
+// usual length) until it returns: 9 MB for a layer of 35,000 entries, and 500 MB
+// for one that uses up the default limit of two million; few of them are objects
+// that the garbage collector has to look at. A TOC costs the heap a few hundred bytes,
 // whatever its size.
 //
 // # Concurrency

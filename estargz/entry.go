@@ -231,8 +231,8 @@ func readChunkType(j *jsonReader) (zeros bool, err error) {
 	return false, j.errorf("unknown chunk type %.32q", s)
 }
 
-// readXattrs reads an object of base64 values. Overlay's own attributes are left
-// out here, so that nothing behind this point can serve them.
+// readXattrs reads an object of base64 values. Those that are not to be
+// served are left out here, so that nothing behind this point can serve them.
 func (e *entry) readXattrs(j *jsonReader) error {
 	e.xattrs, e.values = e.xattrs[:0], e.values[:0]
 	return j.object(func(key []byte) error {
@@ -253,7 +253,7 @@ func (e *entry) readXattrs(j *jsonReader) error {
 		if len(e.values) > 2*jsonMaxString {
 			return limitf("xattrs of more than %d bytes", 2*jsonMaxString)
 		}
-		if isOverlayXattr(e.xattrName(x)) {
+		if isHiddenXattr(e.xattrName(x)) {
 			e.values = e.values[:x.name]
 			return nil
 		}
@@ -274,9 +274,10 @@ func checkXattr(name []byte, size int) error {
 	return nil
 }
 
-// isOverlayXattr says whether overlayfs would take the attribute for its own:
-// opaque, redirect and metacopy from a stranger's layer would let it reach
-// files of other layers.
-func isOverlayXattr(name []byte) bool {
-	return bytes.HasPrefix(name, []byte("trusted.overlay.")) || bytes.HasPrefix(name, []byte("user.overlay."))
+// isHiddenXattr says whether an attribute is never served. Overlayfs takes
+// trusted.overlay.* and user.overlay.* for its own: opaque, redirect and metacopy
+// from a stranger's layer would let it reach files of other layers. The rest of
+// trusted.* belongs to the machine's administrator, and extraction leaves it out.
+func isHiddenXattr(name []byte) bool {
+	return bytes.HasPrefix(name, []byte("trusted.")) || bytes.HasPrefix(name, []byte("user.overlay."))
 }

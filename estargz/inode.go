@@ -180,7 +180,7 @@ func (t *TOC) Symlink(i uint32) ([]byte, error) {
 }
 
 // Xattr returns one extended attribute, ErrNotExist without it; the bytes point
-// into the mapping. trusted.overlay.* and user.overlay.* are never there.
+// into the mapping. trusted.* and user.overlay.* are never there.
 func (t *TOC) Xattr(i uint32, name []byte) ([]byte, error) {
 	list, err := t.xattrList(i)
 	if err != nil {
@@ -233,8 +233,8 @@ func (t *TOC) xattr(i uint32, list []byte) (name, value []byte, err error) {
 	le := binary.LittleEndian
 	name, ok := t.str(le.Uint32(list), le.Uint32(list[4:]))
 	value, ok2 := t.str(le.Uint32(list[8:]), le.Uint32(list[12:]))
-	if !ok || !ok2 || len(name) == 0 || len(name) > maxXattrName || len(value) > maxXattr || isOverlayXattr(name) {
-		return nil, nil, corruptf("inode %d: xattr outside the string table, or one of overlay's", i)
+	if !ok || !ok2 || len(name) == 0 || len(name) > maxXattrName || len(value) > maxXattr || isHiddenXattr(name) {
+		return nil, nil, corruptf("inode %d: xattr outside the string table, or not to be served", i)
 	}
 	return name, value, nil
 }

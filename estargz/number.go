@@ -35,9 +35,11 @@ type member struct {
 
 // number gives the inodes that can be reached their numbers, breadth first, so
 // that the children of a directory lie together; then the chunks and members
-// that their files need.
+// that their files need. It uses up the builder, giving back what it no longer
+// needs on the way.
 func (b *builder) number() (*tables, error) {
 	t := &tables{builder: b}
+	t.table, t.strs.slots = nil, nil // nothing is looked up any more
 	t.assign(Root)
 	var names []uint32
 	for i := uint32(0); i < t.order.n; i++ {
@@ -46,6 +48,7 @@ func (b *builder) number() (*tables, error) {
 			names = t.numberDir(dir, i, names[:0])
 		}
 	}
+	t.nodes = slab[node]{}
 	if err := t.numberChunks(); err != nil {
 		return nil, err
 	}
@@ -157,6 +160,7 @@ func (t *tables) sortedBounds() []int64 {
 	for i := range f.bounds.n {
 		bounds = append(bounds, *f.bounds.at(i))
 	}
+	f.bounds = slab[int64]{}
 	if !f.sorted {
 		slices.Sort(bounds)
 	}
@@ -199,9 +203,10 @@ func (t *tables) checkOverlap() error {
 // large enough for what it is said to hold.
 func (t *tables) keepMembers(members []member) error {
 	final := make([]uint32, len(members))
+	t.members = members[:0] // in place
 	ratio := t.toc.loc.Format.maxRatio()
 	for i := range members {
-		m := &members[i]
+		m := members[i]
 		if m.end == 0 {
 			continue
 		}
@@ -209,7 +214,7 @@ func (t *tables) keepMembers(members []member) error {
 			return fmt.Errorf("member of %d bytes at offset %d can't hold %d", size, m.offset, m.reach)
 		}
 		final[i] = uint32(len(t.members))
-		t.members = append(t.members, *m)
+		t.members = append(t.members, m)
 	}
 	return t.reachable(func(p *protoInode) error {
 		for i := range p.b {

@@ -164,6 +164,9 @@ func (m *model) real(name string, hdr *tar.Header, data io.Reader) error {
 }
 
 func (m *model) remove(name string) {
+	if m.tree[name] == nil {
+		return
+	}
 	delete(m.tree, name)
 	maps.DeleteFunc(m.tree, func(p string, _ *Node) bool { return strings.HasPrefix(p, name+"/") })
 }
@@ -184,7 +187,7 @@ func (m *model) attrs(n *Node, hdr *tar.Header) {
 	n.UID, n.GID, n.Mtime = uint32(hdr.Uid), uint32(hdr.Gid), timeOf(hdr)
 	for k, v := range hdr.PAXRecords {
 		key, ok := strings.CutPrefix(k, paxXattr)
-		if !ok || strings.HasPrefix(key, "trusted.overlay.") || strings.HasPrefix(key, "user.overlay.") {
+		if !ok || strings.HasPrefix(key, "trusted.") || strings.HasPrefix(key, "user.overlay.") {
 			continue
 		}
 		if strings.HasPrefix(key, "user.") && !n.IsDir() && !n.IsFile() {

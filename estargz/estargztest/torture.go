@@ -112,7 +112,7 @@ func tortureAttributes() []Entry {
 		Dir("attrs/old", Mtime(time.Unix(1, 0))),
 		File("attrs/capable", []byte("#!"), Mode(0o755), Xattr("security.capability", securityCapability)),
 		File("attrs/also-capable", []byte("#!"), Mode(0o755), Xattr("security.capability", securityCapability)),
-		File("attrs/user", nil, Xattr("user.a", "1"), Xattr("user.b", ""), Xattr("trusted.c", "\x01\xff=\n")),
+		File("attrs/user", nil, Xattr("user.a", "1"), Xattr("user.b", ""), Xattr("trusted.dropped", "v"), Xattr("user.c", "\x01\xff=\n")),
 		Dir("attrs/dir", Xattr("user.large", strings.Repeat("v", 2000)), Xattr("security.x", "y")),
 		Symlink("attrs/symlink", "x", Xattr("trusted.of.a.link", "v"), Xattr("user.refused", "by the kernel")),
 		Fifo("attrs/fifo", Xattr("user.refused", "too")),

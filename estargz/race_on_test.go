@@ -1,0 +1,5 @@
+//go:build race
+
+package estargz_test
+
+const raceEnabled = true

@@ -83,9 +83,8 @@ func (e *entry) readAt(ctx context.Context, p Priority, dst []byte, off int64) (
 		return 0, err
 	}
 	n, err := e.pread(dst, off)
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errDisk) {
-		// The file lost bytes under us: fetch them once more.
-		e.drop(want)
+	if errors.Is(err, io.ErrUnexpectedEOF) { // the file lost bytes under us: fetch them once more
+		e.dropAny(want)
 		if err := e.get(ctx, p, want); err != nil {
 			return 0, err
 		}
@@ -135,11 +134,18 @@ func (b *Blob) Fetch(ctx context.Context, p Priority, off, size int64) error {
 // fetches it again. A local blob is verified against its digest instead: when
 // that still matches, nothing is dropped, and otherwise all of it, into a new file.
 func (b *Blob) Drop(off, size int64) {
-	if b.Local() {
-		b.dropLocal()
+	b.dropAny(span{off, off + size})
+}
+
+func (e *entry) dropAny(s span) {
+	e.mu.Lock()
+	local := e.mu.local
+	e.mu.Unlock()
+	if local {
+		e.dropLocal()
 		return
 	}
-	b.drop(span{off, off + size})
+	e.drop(s)
 }
 
 // Local says whether the blob is whole and verified.

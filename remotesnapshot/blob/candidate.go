@@ -110,7 +110,7 @@ func (e *entry) rank(cands []*candidate) {
 		if avoid, _ := c.host.state(); avoid {
 			score[c] += 2
 		}
-		if c.host.noRange.Load() {
+		if c.host.noRange.holds() {
 			score[c]++
 		}
 	}

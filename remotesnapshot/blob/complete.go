@@ -35,10 +35,15 @@ func (b *Blob) Complete(ctx context.Context, p Priority) error {
 	c := &b.entry.complete
 	c.mu.Lock()
 	if c.done == nil {
+		if !b.begin() {
+			c.mu.Unlock()
+			return ErrClosed
+		}
 		rctx, cancel := context.WithCancelCause(b.ctx)
 		done := make(chan struct{})
 		c.done, c.cancel = done, cancel
-		b.wg.Go(func() {
+		go func() {
+			defer b.wg.Done()
 			defer cancel(nil)
 			err := b.entry.completeRun(rctx, p)
 			c.mu.Lock()
@@ -48,7 +53,7 @@ func (b *Blob) Complete(ctx context.Context, p Priority) error {
 				c.done = nil
 			}
 			close(done)
-		})
+		}()
 	} else {
 		b.raiseAll(p)
 	}
@@ -70,6 +75,16 @@ func (b *Blob) Complete(ctx context.Context, p Priority) error {
 		c.done = nil // a later call starts anew rather than join a dying run
 	}
 	return err
+}
+
+// begin counts one more goroutine of the entry, unless it is closing.
+func (e *entry) begin() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.mu.closing {
+		e.wg.Add(1)
+	}
+	return !e.mu.closing
 }
 
 // raiseAll lifts what is under way to p.
@@ -214,13 +229,27 @@ func (e *entry) dropLocal() {
 	if proven {
 		return
 	}
-	if ok, err := e.hash(e.ctx, Blocked); err == nil && ok {
+	ok, err := e.hashFile()
+	if err == nil && ok {
 		e.mu.Lock()
 		e.mu.proven = true
 		e.mu.Unlock()
 		return
 	}
-	if err := e.startOver(); err != nil {
+	if err == nil {
+		err = e.startOver()
+	}
+	if err != nil {
 		e.store.opts.OnError(fmt.Errorf("drop blob %s: %w", e.dgst, err))
 	}
+}
+
+// hashFile says whether the file alone has the right digest.
+func (e *entry) hashFile() (bool, error) {
+	e.mu.Lock()
+	file, size := e.mu.file, e.mu.size
+	e.mu.Unlock()
+	v := e.dgst.Verifier()
+	n, err := io.Copy(v, io.NewSectionReader(file, 0, size))
+	return n == size && v.Verified(), err
 }

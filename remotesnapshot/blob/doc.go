@@ -42,11 +42,13 @@
 //
 // # Locks
 //
-//	Store.mu            the table of open blobs
-//	entry.mu            one blob: ranges, demands, flights, origins
-//	  slots.mu          connections of one host
-//	  health.mu, link.mu  what is known of a host
+//	Store.mu              the table of open blobs, the table of hosts
+//	completion.mu         who waits for a blob to become local
+//	entry.loadMu, flushMu one at a time opens the files, writes the hint
+//	  entry.mu            one blob: ranges, demands, flights, origins
+//	    slots.mu          connections of one host
+//	    host.mu           what is known of a host
 //
-// Indented ones may be taken while the outer one is held. No I/O, network or
-// callback runs under any of them.
+// Indented ones may be taken while an outer one is held. No I/O, network or
+// callback runs under any but loadMu and flushMu, which guard nothing else.
 package blob

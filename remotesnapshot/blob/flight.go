@@ -15,6 +15,7 @@ type flight struct {
 	e      *entry
 	cancel context.CancelCauseFunc
 	prio   atomic.Int32
+	turn   int64 // order of the flights of a store
 
 	pos, end int64     // what is still to be fetched
 	suffix   int64     // > 0: the last suffix bytes; pos and end are not known
@@ -68,7 +69,7 @@ func (f *flight) wantedLocked() bool {
 // startLocked begins a flight for r.
 func (e *entry) startLocked(p Priority, r request) {
 	ctx, cancel := context.WithCancelCause(e.ctx)
-	f := &flight{e: e, cancel: cancel, pos: r.lo, end: r.hi, suffix: r.suffix}
+	f := &flight{e: e, cancel: cancel, turn: e.store.turns.Add(1), pos: r.lo, end: r.hi, suffix: r.suffix}
 	f.prio.Store(int32(p))
 	e.mu.flights = append(e.mu.flights, f)
 	e.wg.Go(func() {

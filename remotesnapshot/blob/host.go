@@ -16,12 +16,30 @@ const (
 	leastWait = 50 * time.Millisecond
 )
 
+// A host that failed is asked behind the others for so long, doubling with each
+// failure: long, since a host that hangs costs each read a timeout.
+const (
+	minAvoid = 30 * time.Second
+	maxAvoid = 10 * time.Minute
+)
+
+// habitTime is how long a peculiarity of a host is remembered: it may have been a
+// fault, and costs little to see again.
+const habitTime = 10 * time.Minute
+
+// memory of a peculiarity.
+type memory struct{ until atomic.Int64 }
+
+func (m *memory) note() { m.until.Store(time.Now().Add(habitTime).UnixNano()) }
+
+func (m *memory) holds() bool { return time.Now().UnixNano() < m.until.Load() }
+
 // host is what a store knows of one registry host, over all blobs.
 type host struct {
 	name     string
 	slots    *slots
-	noSuffix atomic.Bool // refuses suffix ranges
-	noRange  atomic.Bool // ignores ranges
+	noSuffix memory // refuses suffix ranges
+	noRange  memory // ignores ranges
 	lastByte atomic.Int64
 	mu       struct {
 		sync.Mutex
@@ -108,7 +126,7 @@ func (h *host) failed(retryAfter time.Duration) {
 	defer h.mu.Unlock()
 	h.mu.fails++
 	now := time.Now()
-	h.mu.avoid = now.Add(min(time.Second<<min(h.mu.fails, 6), time.Minute))
+	h.mu.avoid = now.Add(min(minAvoid<<min(h.mu.fails-1, 10), maxAvoid))
 	if retryAfter > 0 {
 		h.mu.notBefore = now.Add(retryAfter)
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // slots are the connections that may be used to one host at a time. The waiting
-// one of the highest priority is served first, then the one that came first.
+// one of the highest priority is served first, then the one whose flight began first.
 // Some are kept for higher priorities, so that a blocked read never waits for a
 // background request to end.
 type slots struct {
@@ -22,7 +22,15 @@ type slots struct {
 
 type ticket struct {
 	prio  *atomic.Int32 // may rise while the ticket waits; call kick then
+	turn  int64         // lower ones first among equals
 	grant chan struct{} // closed when granted
+}
+
+func (t *ticket) before(o *ticket) bool {
+	if p, q := t.prio.Load(), o.prio.Load(); p != q {
+		return p > q
+	}
+	return t.turn < o.turn
 }
 
 func newSlots(n int) *slots { return &slots{n: max(n, 1)} }
@@ -40,8 +48,8 @@ func (s *slots) limit(p Priority) int {
 }
 
 // acquire waits for a connection. The caller releases it unless an error is returned.
-func (s *slots) acquire(ctx context.Context, prio *atomic.Int32) error {
-	t := &ticket{prio: prio, grant: make(chan struct{})}
+func (s *slots) acquire(ctx context.Context, prio *atomic.Int32, turn int64) error {
+	t := &ticket{prio: prio, turn: turn, grant: make(chan struct{})}
 	s.mu.Lock()
 	s.mu.queue = append(s.mu.queue, t)
 	s.grantLocked()
@@ -82,7 +90,7 @@ func (s *slots) grantLocked() {
 	for len(s.mu.queue) > 0 {
 		best := 0
 		for i, t := range s.mu.queue {
-			if t.prio.Load() > s.mu.queue[best].prio.Load() {
+			if t.before(s.mu.queue[best]) {
 				best = i
 			}
 		}

@@ -34,7 +34,7 @@ func TestSlotsKeepSomeForBlockedReads(t *testing.T) {
 func TestSlotsServeTheHighestPriorityFirst(t *testing.T) {
 	s := newSlots(1)
 	ctx := context.Background()
-	require.NoError(t, s.acquire(ctx, prio(Blocked)))
+	require.NoError(t, s.acquire(ctx, prio(Blocked), 0))
 	order := make(chan string, 4)
 	raised := prio(Background)
 	for i, w := range []struct {
@@ -42,7 +42,7 @@ func TestSlotsServeTheHighestPriorityFirst(t *testing.T) {
 		p    *atomic.Int32
 	}{{"background", prio(Background)}, {"raised", raised}, {"blocked 1", prio(Blocked)}, {"blocked 2", prio(Blocked)}} {
 		go func() {
-			if s.acquire(ctx, w.p) == nil {
+			if s.acquire(ctx, w.p, int64(-i)) == nil {
 				order <- w.name
 				s.release()
 			}
@@ -53,18 +53,18 @@ func TestSlotsServeTheHighestPriorityFirst(t *testing.T) {
 	s.kick()
 	require.Equal(t, 4, s.waiting())
 	s.release()
-	for _, want := range []string{"raised", "blocked 1", "blocked 2", "background"} {
+	for _, want := range []string{"blocked 2", "blocked 1", "raised", "background"} {
 		require.Equal(t, want, <-order)
 	}
 }
 
 func TestSlotsForgetThoseWhoLeave(t *testing.T) {
 	s := newSlots(1)
-	require.NoError(t, s.acquire(context.Background(), prio(Blocked)))
+	require.NoError(t, s.acquire(context.Background(), prio(Blocked), 0))
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	require.ErrorIs(t, s.acquire(ctx, prio(Blocked)), context.Canceled)
+	require.ErrorIs(t, s.acquire(ctx, prio(Blocked), 0), context.Canceled)
 	require.Zero(t, s.waiting())
 	s.release()
-	require.NoError(t, s.acquire(context.Background(), prio(Background)))
+	require.NoError(t, s.acquire(context.Background(), prio(Background), 0))
 }

@@ -29,6 +29,7 @@ type Store struct {
 	cancel  context.CancelCauseFunc
 	flusher sync.WaitGroup
 	stats   counters
+	turns   atomic.Int64 // given to flights
 	noDisk  atomic.Int64 // unix nanoseconds until which writes are not tried
 
 	mu struct {

@@ -17,7 +17,7 @@ func (f *flight) try(ctx context.Context, c *candidate) error {
 	f.e.mu.Lock()
 	f.host = c.host
 	f.e.mu.Unlock()
-	if err := c.host.slots.acquire(ctx, &f.prio); err != nil {
+	if err := c.host.slots.acquire(ctx, &f.prio, f.turn); err != nil {
 		return err
 	}
 	defer c.host.slots.release()
@@ -117,7 +117,7 @@ func (f *flight) begin(c *candidate) (request, bool) {
 	if f.ended || (f.suffix == 0 && f.span().empty()) {
 		return request{}, false
 	}
-	if f.suffix > 0 && c.host.noSuffix.Load() {
+	if f.suffix > 0 && c.host.noSuffix.holds() {
 		f.suffix, f.probe, f.pos, f.end = 0, true, 0, 1
 	}
 	if f.suffix == 0 && !f.probe && f.mem == nil {
@@ -173,8 +173,9 @@ func (f *flight) refused(c *candidate, r request, err error) error {
 	}
 	switch se.code {
 	case http.StatusRequestedRangeNotSatisfiable, http.StatusNotImplemented, http.StatusMethodNotAllowed, http.StatusBadRequest:
-		if r.suffix > 0 && !c.host.noSuffix.Swap(true) {
-			return errAgain
+		if r.suffix > 0 {
+			c.host.noSuffix.note()
+			return errAgain // by offsets this time
 		}
 	}
 	return err
@@ -190,7 +191,7 @@ func (f *flight) accept(ctx context.Context, dog *watchdog, c *candidate, r requ
 		return fmt.Errorf("%w: content encoding %.32q", errWrongAnswer, enc)
 	}
 	if resp.StatusCode == http.StatusOK {
-		c.host.noRange.Store(true)
+		c.host.noRange.note()
 		return f.becomeStream(resp.ContentLength)
 	}
 	cr, err := parseContentRange(resp.Header.Get("Content-Range"))

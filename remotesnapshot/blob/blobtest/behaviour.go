@@ -58,7 +58,12 @@ type pacer struct {
 	mu   sync.Mutex
 	rate int64
 	next time.Time
+
+	started bool
 }
+
+// maxLag is how far a pacer may be behind its rate and catch up.
+const maxLag = 20 * time.Millisecond
 
 func (p *pacer) set(rate int64) {
 	p.mu.Lock()
@@ -74,8 +79,13 @@ func (p *pacer) take(n int) time.Time {
 	if p.rate <= 0 {
 		return now
 	}
-	if p.next.Before(now) {
-		p.next = now
+	// Timers oversleep: some of the time lost is made up for, or the link would be
+	// slower than it says. A link that idled does not save bandwidth up.
+	if least := now.Add(-maxLag); p.next.Before(least) {
+		p.next = least
+		if !p.started {
+			p.next, p.started = now, true
+		}
 	}
 	p.next = p.next.Add(time.Duration(n) * time.Second / time.Duration(p.rate))
 	return p.next

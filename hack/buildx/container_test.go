@@ -82,9 +82,9 @@ func checkImage(t *testing.T, e *engine) {
 	got := e.docker(t, "image", "inspect", "--format",
 		"{{json .Config.Entrypoint}} {{json .Config.Volumes}}", imageTag)
 	wantText(t, "entry point and volumes", strings.TrimSpace(got), `["/usr/bin/buildkitd"] {"/var/lib/buildkit":{}}`)
-	for _, program := range []string{"buildctl", "buildkit-runc", "buildkit-cni-bridge", "git", "ssh", "pigz", "fusermount3", "iptables", "buildctl-daemonless.sh"} {
-		e.docker(t, "run", "--rm", "--network", "none", "--entrypoint", "sh", imageTag, "-c", "command -v "+program)
-	}
+	programs := "buildctl buildkit-runc buildkit-cni-bridge git ssh pigz fusermount3 iptables buildctl-daemonless.sh"
+	e.docker(t, "run", "--rm", "--network", "none", "--entrypoint", "sh", imageTag, "-ec",
+		"for p in "+programs+"; do command -v $p || { echo $p is missing; exit 1; }; done")
 }
 
 // containerClient is buildx with a builder in a container of our image.

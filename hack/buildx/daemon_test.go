@@ -30,13 +30,16 @@ func startDaemon(t *testing.T, f *fixture, flags ...string) *daemon {
 	log, err := os.Create(d.log)
 	must(t, err)
 	defer log.Close()
+	// The trace socket has one path for the whole machine, which every daemon that
+	// ends removes; and a configuration of the machine must not count.
+	config := filepath.Join(dir, "buildkitd.toml")
+	must(t, os.WriteFile(config, fmt.Appendf(nil, "[otel]\n  socketPath = %q\n", filepath.Join(dir, "otel.sock")), 0o644))
 	args := append([]string{
-		"--debug", "--root", filepath.Join(dir, "root"), "--addr", d.addr,
+		"--config", config, "--debug", "--root", filepath.Join(dir, "root"), "--addr", d.addr,
 		"--oci-worker=true", "--containerd-worker=false", "--oci-worker-snapshotter=" + f.snapshotter,
 	}, flags...)
 	cmd := exec.Command(f.programs.Buildkitd, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	// Where one was started by hand, a configuration of the machine must not count.
 	cmd.Env = append(os.Environ(), "HOME="+dir)
 	must(t, cmd.Start())
 	exited := make(chan error, 1)

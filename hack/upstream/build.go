@@ -24,7 +24,7 @@ func (l layout) src() string          { return filepath.Join(l.root, l.version, 
 func (l layout) bin() string          { return filepath.Join(l.root, l.version, "bin") }
 func (l layout) results() string      { return filepath.Join(l.root, l.version, "results") }
 func (l layout) ours() string         { return filepath.Join(l.root, "ours") }
-func (l layout) mirror(b base) string { return filepath.Join(l.root, "mirror-"+string(b)) }
+func (l layout) mirror(b base) string { return filepath.Join(l.root, "mirror-"+string(b)+"-"+recipe) }
 
 // testBinary is where the compiled tests of a package lie.
 func (l layout) testBinary(pkg string) string {

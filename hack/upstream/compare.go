@@ -111,7 +111,7 @@ func (c comparison) execute(ctx context.Context, s side, pattern, label string) 
 
 // name tells runs apart in the results directory.
 func (c comparison) name(s side) string {
-	return strings.Join([]string{string(s), c.mode, c.base, strings.ReplaceAll(c.pkg, "/", "-")}, "_")
+	return strings.Join([]string{string(s), c.mode, c.base + "-" + recipe, strings.ReplaceAll(c.pkg, "/", "-")}, "_")
 }
 
 func (c comparison) log(s side, label string) string {

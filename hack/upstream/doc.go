@@ -10,7 +10,7 @@
 //	upstream/<version>/src        a writable copy of the BuildKit module (some tests write beside their sources)
 //	upstream/<version>/bin        stock buildkitd, buildctl, the test binaries, registry, buildkit-runc
 //	upstream/<version>/results    what each test did on stock, by mode, kind of base and package; logs of both sides
-//	upstream/mirror-<base>        the storage of the registry that holds the stand-in images
+//	upstream/mirror-<base>-<n>    the storage of the registry that holds the stand-in images
 //
 // # Words
 //

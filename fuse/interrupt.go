@@ -124,7 +124,8 @@ func (l *liveRequest) listen(cancel <-chan struct{}, tid uint32) {
 
 // dying says whether a thread has SIGKILL pending or is gone. The kernel turns
 // every fatal signal of a process into a pending SIGKILL of each of its threads
-// (complete_signal in kernel/signal.c), so this covers SIGTERM and Ctrl-C too.
+// (complete_signal in kernel/signal.c), so this covers SIGTERM and Ctrl-C too, for
+// programs that do not handle them.
 func dying(tid uint32) bool {
 	status, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
 	if err != nil {

@@ -69,12 +69,6 @@ func (d *Dir) lookup(r *request, dir uint32, name string, out *gofuse.EntryOut) 
 		return d.lookupStateFile(dir, name, out)
 	}
 	hidden := dir == estargz.Root && name == stateDirName
-	if hidden && d.inodes.Load() == nil {
-		// The state is there to be seen while the TOC is not.
-		d.stateDirEntry(out)
-		out.EntryValid = 0
-		return nil
-	}
 	h, err := d.acquire(r)
 	if err != nil {
 		return err

@@ -1,0 +1,56 @@
+package fuse
+
+import (
+	"context"
+	"time"
+
+	"github.com/containerd/log"
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// Unmounted is a server without mounts, for tests of single requests.
+func Unmounted() (s *Server, plain, xattr gofuse.RawFileSystem) {
+	s = &Server{owned: new(tasks)}
+	s.ctx, s.end = context.WithCancelCause(context.Background())
+	s.plain = newMount("/p", true, trustedOpaque, log.L, s.owned)
+	s.xattr = newMount("/x", false, trustedOpaque, log.L, s.owned)
+	s.owned.wait() // no kernel to tell of removals
+	return s, s.plain, s.xattr
+}
+
+// End is Close for a server without mounts.
+func (s *Server) End() { s.end(errServer) }
+
+// NodeID of inode index in d.
+func (d *Dir) NodeID(index uint32) uint64 { return nodeID(d.number, index) }
+
+// Plain says in which mount d is.
+func (d *Dir) Plain() bool { return d.m.plain }
+
+const (
+	StateDirIndex  = stateDirIndex
+	StateFileIndex = stateFileIndex
+	StateSize      = stateSize
+	LastLayer      = maxLayer
+)
+
+// SkipLayers makes n the last layer number given away.
+func (s *Server) SkipLayers(n uint32) { s.plain.mu.last, s.xattr.mu.last = n, n }
+
+// InoSpace is inoSpace.
+type InoSpace = inoSpace
+
+func (s *inoSpace) Take(n uint64) (uint64, bool) { return s.take(n) }
+func (s *inoSpace) Give(start uint64)            { s.give(start) }
+
+var (
+	PendingKill  = pendingKill
+	RenderStatus = renderStatus
+)
+
+// StateClock is the modification time of d's state file.
+func (d *Dir) StateClock() time.Time {
+	d.state.mu.Lock()
+	defer d.state.mu.Unlock()
+	return d.state.mu.mtime
+}

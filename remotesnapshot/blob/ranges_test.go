@@ -44,7 +44,7 @@ func TestRangesAgainstModel(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	var r ranges
 	var m, other model
-	for range 20_000 {
+	for range 6_000 {
 		s := randomSpan(rnd)
 		if rnd.IntN(3) == 0 {
 			r.remove(s)

@@ -1,12 +1,16 @@
 package blobtest
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 )
 
 // auth is what the registry asks of its clients.
@@ -79,6 +83,25 @@ func (r *Registry) challenge(req *http.Request, repo string) string {
 		return c
 	}
 	return ""
+}
+
+// guarded lets one goroutine at a time use an authorizer: containerd's races with
+// itself when two find an expired token.
+type guarded struct {
+	mu   sync.Mutex
+	next docker.Authorizer
+}
+
+func (g *guarded) Authorize(ctx context.Context, req *http.Request) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.next.Authorize(ctx, req)
+}
+
+func (g *guarded) AddResponses(ctx context.Context, responses []*http.Response) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.next.AddResponses(ctx, responses)
 }
 
 // serveToken gives tokens by GET (scopes in the query) and POST (OAuth2).

@@ -168,7 +168,7 @@ func (r *Registry) RegistryHosts() docker.RegistryHosts {
 		defer r.mu.Unlock()
 		return r.auth.user, r.auth.password, nil
 	}))
-	authorizer := docker.NewDockerAuthorizer(opts...)
+	authorizer := &guarded{next: docker.NewDockerAuthorizer(opts...)}
 	return func(string) ([]docker.RegistryHost, error) {
 		return []docker.RegistryHost{r.registryHost(authorizer)}, nil
 	}

@@ -195,8 +195,8 @@ func (fs *FS) expire(e *entry) {
 	}
 	fs.mu.Unlock()
 	if idle {
-		e.close()
 		// Only the order in which Collect frees depends on it.
 		_ = fs.markUsed(e.key)
+		e.close()
 	}
 }

@@ -12,6 +12,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/remotesnapshot"
 	"github.com/lazykit/lazykit/remotesnapshot/blob"
 	"github.com/lazykit/lazykit/remotesnapshot/layer"
 )
@@ -110,15 +111,15 @@ func (fs *FS) entriesOf(dgst digest.Digest) (entries []*entry) {
 }
 
 // note keeps the outcome of a Resolve for reports. Callers that left have none.
-func (fs *FS) note(r request, err error) {
-	if err != nil && fs.ctx.Err() != nil {
+func (fs *FS) note(src remotesnapshot.Source, err error) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
 		return
 	}
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	fs.mu.reasons.drop(r.Digest)
+	fs.mu.reasons.drop(src.Digest)
 	if err != nil {
-		fs.mu.reasons.add(Reason{Digest: r.Digest, Reference: r.Reference, Final: IsFinal(err), Err: err.Error(), Time: time.Now()})
+		fs.mu.reasons.add(Reason{Digest: src.Digest, Reference: src.Reference, Final: IsFinal(err), Err: err.Error(), Time: time.Now()})
 	}
 }
 

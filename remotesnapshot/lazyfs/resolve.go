@@ -22,6 +22,8 @@ func (fs *FS) Resolve(ctx context.Context, srcs ...remotesnapshot.Source) []erro
 			r, err := newRequest(src)
 			if err == nil {
 				err = fs.resolve(ctx, r)
+			} else {
+				fs.note(src, err)
 			}
 			errs[i] = classify(src.Digest, err)
 		})
@@ -52,7 +54,7 @@ func (fs *FS) resolveEntry(ctx context.Context, e *entry, r request) error {
 		fs.retain(e)
 		defer fs.release(e)
 		err := fs.find(ctx, e, r)
-		fs.note(r, err)
+		fs.note(r.Source, err)
 		return err
 	})
 }

@@ -483,7 +483,10 @@ func TestStateFile(t *testing.T) {
 	w := start(t, Options{}, reg)
 	src := push(reg, "app:latest", layerOf(t, 1, "a"))
 	dir, _ := w.resolved(src)
-	raw, err := os.ReadFile(filepath.Join(dir, ".stargz-snapshotter", src.Digest.Encoded()+".json"))
+	files, err := filepath.Glob(filepath.Join(dir, ".stargz-snapshotter", "*"+src.Digest.Encoded()+".json"))
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	raw, err := os.ReadFile(files[0])
 	require.NoError(t, err)
 	var state map[string]any
 	require.NoError(t, json.Unmarshal(raw, &state))

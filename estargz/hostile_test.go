@@ -48,7 +48,7 @@ func TestHostile(t *testing.T) {
 		}, names: "a/d"},
 		{name: "symlink that grows", entries: []string{
 			`{"type":"symlink","name":"a","linkName":"` + strings.Repeat("a/", 2000) + `"}`, `{"type":"dir","name":"a/d"}`,
-		}, names: "a/d"},
+		}, names: "a/d", limit: true},
 		{name: "symlink to a long name as a parent", entries: []string{
 			`{"type":"symlink","name":"a","linkName":"` + long + `"}`, `{"type":"dir","name":"a/d"}`,
 		}, names: "a/d", limit: true},

@@ -43,6 +43,7 @@ const (
 	maxXattrList = 64 << 10  // XATTR_LIST_MAX: all names of an inode with their NULs
 	maxDepth     = 1024      // directories in directories; half of what a path can name
 	maxFollowed  = 255       // symlinks on the way to one entry, as continuity's RootPath has it
+	maxTodo      = 8 << 10   // components of a path after symlinks were put in
 	maxSteps     = 1 << 27   // components walked for all entries: else symlinks cost hours
 	maxFileSize  = 1<<62 - 1 // sums of two never overflow
 )

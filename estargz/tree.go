@@ -211,6 +211,9 @@ func (t *tree) walk(path [][]byte, create bool) (uint32, error) {
 			dir = Root
 		}
 		todo = slices.Concat(bytes.Split(target, []byte{'/'}), todo)
+		if len(todo) > maxTodo {
+			return 0, limitf("symlinks make a path of %d components", len(todo))
+		}
 		t.steps += int64(len(todo))
 	}
 	return dir, nil

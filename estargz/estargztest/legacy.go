@@ -47,20 +47,24 @@ func writeLegacy(w *countingWriter, plain io.Reader, opts Options, diff io.Write
 type legacyWriter struct {
 	w     *countingWriter
 	level int
+	zw    *gzip.Writer
 	diff  io.Writer // gets what the members decompress to
 }
 
 // member writes one gzip member and returns where it begins.
 func (l *legacyWriter) member(write func(io.Writer) error) (int64, error) {
 	at := l.w.n
-	zw, err := gzip.NewWriterLevel(l.w, l.level)
-	if err != nil {
+	if l.zw == nil {
+		var err error
+		if l.zw, err = gzip.NewWriterLevel(l.w, l.level); err != nil {
+			return 0, err
+		}
+	}
+	l.zw.Reset(l.w)
+	if err := write(io.MultiWriter(l.zw, l.diff)); err != nil {
 		return 0, err
 	}
-	if err := write(io.MultiWriter(zw, l.diff)); err != nil {
-		return 0, err
-	}
-	return at, zw.Close()
+	return at, l.zw.Close()
 }
 
 // add writes an entry: its header in one member, each chunk in another.

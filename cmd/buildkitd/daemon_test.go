@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -35,7 +34,7 @@ func needRoot(t *testing.T) {
 type process struct {
 	root   string
 	addr   string
-	log    bytes.Buffer
+	logs   string // the file with what it has written
 	cmd    *exec.Cmd
 	exited chan error
 }
@@ -45,19 +44,22 @@ type process struct {
 func startDaemon(t *testing.T, root string, args ...string) *process {
 	t.Helper()
 	dir := shortDir(t)
-	p := &process{root: root, addr: "unix://" + filepath.Join(dir, "s"), exited: make(chan error, 1)}
+	p := &process{root: root, addr: "unix://" + filepath.Join(dir, "s"), logs: filepath.Join(dir, "log"), exited: make(chan error, 1)}
 	p.cmd = exec.Command(os.Args[0], append([]string{
 		"--root", root, "--addr", p.addr, "--otel-socket-path", filepath.Join(dir, "otel"),
 		"--config", filepath.Join(dir, "none.toml"),
 	}, args...)...)
 	p.cmd.Env = append(os.Environ(), runAsDaemon+"=1")
-	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
+	out, err := os.Create(p.logs)
+	require.NoError(t, err)
+	defer out.Close()
+	p.cmd.Stdout, p.cmd.Stderr = out, out
 	require.NoError(t, p.cmd.Start())
 	go func() { p.exited <- p.cmd.Wait() }()
 	t.Cleanup(func() {
 		p.cmd.Process.Kill()
 		if t.Failed() {
-			t.Logf("the daemon's log:\n%s", p.log.String())
+			t.Logf("the daemon's log:\n%s", p.log())
 		}
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -65,13 +67,22 @@ func startDaemon(t *testing.T, root string, args ...string) *process {
 	for p.workers(ctx) == nil {
 		select {
 		case err := <-p.exited:
-			t.Fatalf("the daemon has ended: %v\n%s", err, p.log.String())
+			t.Fatalf("the daemon has ended: %v\n%s", err, p.log())
 		case <-ctx.Done():
 			t.Fatal("the daemon does not answer")
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 	return p
+}
+
+// log is what the daemon has written so far.
+func (p *process) log() string {
+	b, err := os.ReadFile(p.logs)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
 }
 
 func (p *process) workers(ctx context.Context) []*client.WorkerInfo {
@@ -111,12 +122,18 @@ func (p *process) stop(t *testing.T) {
 // TestDaemonBuilds builds a Dockerfile with a RUN, without an image, and the same
 // again after a restart, from the cache.
 func TestDaemonBuilds(t *testing.T) {
+	for _, snapshotter := range []string{"overlayfs", "stargz"} {
+		t.Run(snapshotter, func(t *testing.T) { testDaemonBuilds(t, snapshotter) })
+	}
+}
+
+func testDaemonBuilds(t *testing.T, snapshotter string) {
 	needRoot(t)
 	root := t.TempDir()
-	d := startDaemon(t, root, "--oci-worker-snapshotter=overlayfs", "--containerd-worker=false", "--oci-worker-labels=x=y")
+	d := startDaemon(t, root, "--oci-worker-snapshotter="+snapshotter, "--containerd-worker=false", "--oci-worker-labels=x=y")
 	w := d.workers(t.Context())
 	require.Len(t, w, 1)
-	require.Equal(t, "overlayfs", w[0].Labels["org.mobyproject.buildkit.worker.snapshotter"])
+	require.Equal(t, snapshotter, w[0].Labels["org.mobyproject.buildkit.worker.snapshotter"])
 	require.Equal(t, "y", w[0].Labels["x"])
 	require.Equal(t, "v0.33.1", w[0].BuildkitVersion.Version)
 
@@ -129,7 +146,7 @@ func TestDaemonBuilds(t *testing.T) {
 	d.stop(t)
 
 	d = startDaemon(t, root, "--oci-worker-snapshotter=auto")
-	require.Contains(t, d.log.String(), "using overlayfs: ", "the cache that is there is kept in use")
+	require.Contains(t, d.log(), "using "+snapshotter+": ", "the cache that is there is kept in use")
 	require.Contains(t, d.build(t, src, t.TempDir()), "RUN", "the step is cached")
 	d.stop(t)
 }

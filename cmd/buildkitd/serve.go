@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	sddaemon "github.com/coreos/go-systemd/v22/daemon"
@@ -91,9 +92,11 @@ func cut(server *grpc.Server, s stopper, why string) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		server.Stop() // cancels the builds, which kill their steps
+		var wg sync.WaitGroup
+		wg.Go(server.Stop) // cancels the builds, which kill their steps
+		wg.Go(s.Abort)     // lets the steps die
+		wg.Wait()
 	}()
-	s.Abort() // lets the steps die
 	undo := time.NewTimer(undoTime)
 	defer undo.Stop()
 	select {

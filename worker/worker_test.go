@@ -1,0 +1,130 @@
+package worker
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	bksession "github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/util/network/netproviders"
+	"github.com/moby/buildkit/util/resolver"
+	"github.com/moby/sys/mountinfo"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// needRoot skips, unless the machine is meant to run everything.
+func needRoot(t *testing.T) {
+	t.Helper()
+	_, err := exec.LookPath("runc")
+	if os.Geteuid() == 0 && err == nil {
+		return
+	}
+	if os.Getenv("LAZYKIT_PRIVILEGED") == "1" {
+		t.Fatalf("LAZYKIT_PRIVILEGED=1, but uid is %d and runc: %v", os.Geteuid(), err)
+	}
+	t.Skip("needs root and runc")
+}
+
+func testOptions(t *testing.T, root, snapshotter string) Options {
+	t.Helper()
+	sessions, err := bksession.NewManager()
+	require.NoError(t, err)
+	return Options{
+		Root:        root,
+		Snapshotter: snapshotter,
+		Sessions:    sessions,
+		Hosts:       resolver.NewRegistryConfig(nil),
+		Network:     netproviders.Opt{Mode: "host"},
+		Labels:      map[string]string{"mine": "yes"},
+	}
+}
+
+// TestNewAndClose opens the same state twice.
+func TestNewAndClose(t *testing.T) {
+	needRoot(t)
+	for _, snapshotter := range []string{Native, Overlay, Stargz} {
+		t.Run(snapshotter, func(t *testing.T) {
+			root := t.TempDir()
+			w, err := New(t.Context(), testOptions(t, root, snapshotter))
+			require.NoError(t, err)
+			id := w.ID()
+			require.Equal(t, snapshotter, w.Labels()["org.mobyproject.buildkit.worker.snapshotter"])
+			require.Equal(t, "yes", w.Labels()["mine"])
+			require.Len(t, w.Platforms(false), 1)
+			require.NoError(t, w.GarbageCollect(t.Context()))
+			_, err = w.DiskUsage(t.Context(), client.DiskUsageInfo{})
+			require.NoError(t, err)
+			require.Zero(t, w.Stalled())
+			require.NoError(t, w.Close())
+			require.NoError(t, w.Close(), "a second time")
+			requireNoMounts(t, root)
+
+			w, err = New(t.Context(), testOptions(t, root, snapshotter))
+			require.NoError(t, err)
+			require.Equal(t, id, w.ID(), "the worker keeps its id")
+			w.Abort()
+			require.NoError(t, w.Close())
+			requireNoMounts(t, root)
+		})
+	}
+}
+
+// TestNewThatFails leaves nothing open: the state can be opened afterwards.
+func TestNewThatFails(t *testing.T) {
+	needRoot(t)
+	for name, spoil := range map[string]func(*Options){
+		"unknown snapshotter": func(o *Options) { o.Snapshotter = "none" },
+		"no runtime":          func(o *Options) { o.Binary = "no-such-runtime" },
+		"no proxy":            func(o *Options) { o.ProxyAddress = filepath.Join(o.Root, "no-such-socket") },
+		"no network":          func(o *Options) { o.Network.Mode = "cni" },
+		"no database": func(o *Options) {
+			// What is a directory can't be opened as a database.
+			os.MkdirAll(filepath.Join(StateDir(o.Root, o.Snapshotter), metadataFile), 0o700)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			opts := testOptions(t, root, Stargz)
+			spoil(&opts)
+			_, err := New(t.Context(), opts)
+			require.Error(t, err)
+			requireNoMounts(t, root)
+			require.NoError(t, os.RemoveAll(filepath.Join(StateDir(root, Stargz), metadataFile)))
+			began := time.Now()
+			w, err := New(t.Context(), testOptions(t, root, Stargz))
+			require.NoError(t, err)
+			require.Less(t, time.Since(began), lockTimeout/2, "a database was left open")
+			require.NoError(t, w.Close())
+		})
+	}
+}
+
+// TestSweepMounts detaches what steps left, nested mounts included, and nothing else.
+func TestSweepMounts(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	require.NoError(t, sweepMounts(dir), "before the first step")
+	step := filepath.Join(dir, executorDir, "abc", "rootfs")
+	foreign := filepath.Join(dir, executorDir+"-of-somebody")
+	for _, m := range []string{step, filepath.Join(step, "inner"), foreign} {
+		require.NoError(t, os.MkdirAll(m, 0o700))
+		require.NoError(t, unix.Mount("tmpfs", m, "tmpfs", 0, ""))
+	}
+	t.Cleanup(func() { unix.Unmount(foreign, unix.MNT_DETACH) })
+	require.NoError(t, sweepMounts(dir))
+	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	require.NoError(t, err)
+	require.Len(t, left, 1)
+	require.Equal(t, foreign, left[0].Mountpoint)
+}
+
+func requireNoMounts(t *testing.T, root string) {
+	t.Helper()
+	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(root))
+	require.NoError(t, err)
+	require.Empty(t, left, "mounts that are left")
+}

@@ -199,3 +199,84 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestDirectoryCycle: a directory can't lead back to itself, whatever the file
+// says.
+func TestDirectoryCycle(t *testing.T) {
+	good, err := openBytes(sampleFile(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := good.Lookup(Root, []byte("d"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirents := headerSize + int(good.Len())*inodeSize + int(good.Chunks())*chunkSize + int(good.Members())*memberSize
+	for n := range int(good.dirents) {
+		data := sampleFile(t)
+		inode := data[dirents+n*direntSize+8:]
+		if binary.LittleEndian.Uint32(inode) != d {
+			continue
+		}
+		binary.LittleEndian.PutUint32(inode, Root)
+		toc, err := openBytes(seal(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := toc.Lookup(Root, []byte("d")); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("the root in the root: error %v", err)
+		}
+		return
+	}
+	t.Error("no entry of the directory found")
+}
+
+// TestMemberEnds: members end where the next one begins, where a file says that
+// it ends, or where files end.
+func TestMemberEnds(t *testing.T) {
+	doc := docOf(
+		`{"type":"reg","name":"a","size":10,"offset":100,"endOffset":150,"digest":"`+sumA+`"}`,
+		`{"type":"reg","name":"b","size":10,"offset":200,"digest":"`+sumA+`"}`,
+		`{"type":"reg","name":".wh.hidden","size":10,"offset":300,"digest":"`+sumA+`"}`,
+		`{"type":"reg","name":"c","size":10,"offset":400,"digest":"`+sumA+`"}`)
+	data, err := compileDoc(t.TempDir(), strings.NewReader(doc), FormatZstdChunked, false, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	toc, err := openBytes(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Member{{100, 50}, {200, 100}, {400, 1<<20 - 400}}
+	for i, w := range want {
+		if got, err := toc.Member(uint32(i)); err != nil || got != w {
+			t.Errorf("member %d is %+v, %v; want %+v", i, got, err, w)
+		}
+	}
+	if toc.Members() != uint32(len(want)) {
+		t.Errorf("%d members, want %d", toc.Members(), len(want))
+	}
+}
+
+// TestParentChangesItself: an entry may change what its own parent's path means.
+func TestParentChangesItself(t *testing.T) {
+	doc := docOf(`{"type":"dir","name":"e/l"}`, `{"type":"dir","name":"other/deep"}`, `{"type":"symlink","name":"d","linkName":"e/l/.."}`,
+		`{"type":"fifo","name":"d/x"}`, `{"type":"symlink","name":"d/l","linkName":"/other/deep"}`, `{"type":"fifo","name":"d/y"}`)
+	data, err := compileDoc(t.TempDir(), strings.NewReader(doc), FormatEStargz, false, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	toc, err := openBytes(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, name := range map[string]string{"e": "x", "other": "y"} {
+		i, err := toc.Lookup(Root, []byte(dir))
+		if err == nil {
+			_, err = toc.Lookup(i, []byte(name))
+		}
+		if err != nil {
+			t.Errorf("%s/%s: %v", dir, name, err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -23,6 +24,13 @@ import (
 // which have to fit a page, so they are short and near the other directories.
 const snapshotterDir = "snapshotter"
 
+// defaultTTL is how long a layer stays open after its last use: a build that
+// follows another finds its base ready.
+const defaultTTL = 2 * time.Minute
+
+// collectMargin is how much later than that its bytes are freed.
+const collectMargin = 5 * time.Second
+
 // openLazy opens the snapshotter with remote snapshots and all that is behind it.
 func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr error) {
 	root := filepath.Join(dir, snapshotsDir, snapshotterDir)
@@ -32,6 +40,10 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 	}
 	registry := session.New(opts.Hosts, opts.Sessions)
 	traffic := newTraffic()
+	ttl := opts.Lazy.TTL
+	if ttl == 0 {
+		ttl = defaultTTL
+	}
 	fs, err := lazyfs.New(ctx, lazyfs.Options{
 		Root:      filepath.Join(dir, lazyDir),
 		MountRoot: root,
@@ -43,8 +55,10 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 			}
 		},
 		Attach: registry.Attach,
-		TTL:    opts.Lazy.TTL,
-		Debug:  opts.Lazy.Debug,
+		TTL:    ttl,
+		// What is kept is the cache manager's to say: a prune means it.
+		KeepBytes: -1,
+		Debug:     opts.Lazy.Debug,
 		Layer: layer.Options{
 			PrefetchSize:    opts.Lazy.PrefetchSize,
 			BackgroundFetch: opts.Lazy.BackgroundFetch,
@@ -61,8 +75,12 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 	if err != nil {
 		return storage{}, err
 	}
+	rest := newCollector(ctx, fs.Collect, max(ttl, 0)+collectMargin)
 	// Both Abort and Close end it.
-	closeFS := sync.OnceValue(fs.Close)
+	closeFS := sync.OnceValue(func() error {
+		rest.close()
+		return fs.Close()
+	})
 	sn, err := remotesnapshot.New(ctx, root, fs, remotesnapshot.Options{AsyncRemove: true, UserXattr: userXattr})
 	if err != nil {
 		closeFS()
@@ -78,13 +96,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		adopt: func(inner content.Store) content.Store {
 			return &adoptingStore{Store: inner, lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs")}
 		},
-		collect: func(ctx context.Context) error {
-			freed, err := fs.Collect(ctx)
-			if freed > 0 {
-				bklog.G(ctx).Debugf("freed %d bytes of blobs and TOCs that no layer in use needs", freed)
-			}
-			return err
-		},
+		collect: rest.run,
 		stalled: traffic.stalled,
 		abort: func() {
 			if err := closeFS(); err != nil {

@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/snapshot"
@@ -176,16 +175,6 @@ func workerOpt(dir string, opts Options, p *parts) (base.WorkerOpt, error) {
 		wopt.Platforms = []ocispecs.Platform{platforms.Normalize(platforms.DefaultSpec())}
 	}
 	return wopt, nil
-}
-
-// garbageCollect removes what no lease, record or snapshot refers to, then what
-// the snapshotter kept for it.
-func (p *parts) garbageCollect(ctx context.Context) (gc.Stats, error) {
-	stats, err := p.dbs.containerd.GarbageCollect(ctx)
-	if err != nil || p.storage.collect == nil {
-		return stats, err
-	}
-	return stats, p.storage.collect(ctx)
 }
 
 // workerLabels describe the worker to clients, who select workers by them.

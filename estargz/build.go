@@ -3,12 +3,10 @@ package estargz
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,21 +27,6 @@ type builder struct {
 	lists  map[string]uint32 // an inode's attributes, serialised -> the first of them
 	links  slab[link]        // hard links whose target was not there yet
 }
-
-// xattrRef is an extended attribute of an inode: offsets into the string table.
-type xattrRef struct{ name, value strRef }
-
-// link is a hard link to be made when its target is known.
-type link struct {
-	dir          uint32
-	base         strRef
-	before       uint32 // the inode that has the name until then, + 1; 0 for none
-	name, target strRef // as in the TOC
-}
-
-// sharedLists is how many different sets of attributes are remembered to be
-// shared: images have a handful; a hostile one shall not have a map of millions.
-const sharedLists = 4096
 
 func newBuilder(toc *source, byBlob bool) *builder {
 	return &builder{
@@ -253,172 +236,4 @@ func (b *builder) symlink(target []byte) (strRef, error) {
 		return strRef{}, errors.New("symlink to a NUL byte")
 	}
 	return b.strs.add(target)
-}
-
-// addLink makes a hard link, or keeps it for later if its target is not there.
-func (b *builder) addLink(dir uint32, name []byte, e *entry) error {
-	path, err := splitPath(nil, e.linkName)
-	if err != nil {
-		return fmt.Errorf("hard link to %.256q: %w", e.linkName, err)
-	}
-	i, err := b.lookup(path)
-	if errors.Is(err, ErrNotExist) {
-		return b.postpone(dir, name, e)
-	}
-	if err == nil {
-		err = b.link(dir, name, i)
-	}
-	if err == nil {
-		err = b.setAttrs(i, e)
-	}
-	if err != nil {
-		return fmt.Errorf("hard link to %.256q: %w", e.linkName, err)
-	}
-	return nil
-}
-
-func (b *builder) link(dir uint32, name []byte, inode uint32) error {
-	if b.isDir(inode) {
-		return errors.New("target is a directory")
-	}
-	if b.inodes.at(inode).flags&inodeWhiteout != 0 {
-		return errors.New("target is a whiteout")
-	}
-	_, err := b.put(dir, name, inode)
-	return err
-}
-
-func (b *builder) postpone(dir uint32, base []byte, e *entry) error {
-	l := link{dir: dir}
-	if n, ok := b.find(dir, base); ok {
-		l.before = n.inode + 1
-	}
-	for ref, s := range map[*strRef][]byte{&l.base: base, &l.name: e.name, &l.target: e.linkName} {
-		var err error
-		if *ref, err = b.strs.add(s); err != nil {
-			return err
-		}
-	}
-	b.links.add(l)
-	return nil
-}
-
-// linkRounds bounds the length of chains of links that come in the wrong order.
-const linkRounds = 8
-
-// makeLinks makes the hard links whose targets came after them. A name that
-// something else has taken since keeps what it has: that entry came later.
-// The attributes of such a link are its target's.
-func (b *builder) makeLinks() error {
-	pending := make([]uint32, 0, b.links.n)
-	for i := range b.links.n {
-		pending = append(pending, i)
-	}
-	for range linkRounds {
-		missing := pending[:0]
-		for _, i := range pending {
-			l := b.links.at(i)
-			made, err := b.makeLink(l)
-			if err != nil {
-				return b.linkError(l, err)
-			}
-			if !made {
-				missing = append(missing, i)
-			}
-		}
-		if pending = missing; len(pending) == 0 {
-			return nil
-		}
-	}
-	return b.linkError(b.links.at(pending[0]), ErrNotExist)
-}
-
-func (b *builder) linkError(l *link, err error) error {
-	return entryError(b.strs.get(l.name), fmt.Errorf("hard link to %.256q: %w", b.strs.get(l.target), err))
-}
-
-// makeLink reports false if the target is not there (yet).
-func (b *builder) makeLink(l *link) (bool, error) {
-	path, err := splitPath(nil, b.strs.get(l.target))
-	if err != nil {
-		return false, err
-	}
-	i, err := b.lookup(path)
-	if errors.Is(err, ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	base := b.strs.get(l.base)
-	if n, ok := b.find(l.dir, base); ok && n.inode+1 != l.before {
-		return true, nil
-	}
-	return true, b.link(l.dir, base, i)
-}
-
-// setXattrs makes the attributes of p those it has with those of e, which win.
-func (b *builder) setXattrs(p *protoInode, e *entry) error {
-	list := make([]xattrRef, 0, int(p.xattrs)+len(e.xattrs))
-	for i := range p.xattrs {
-		list = append(list, *b.xattrs.at(p.xattr + i))
-	}
-	kind := p.mode & unix.S_IFMT
-	for _, x := range e.xattrs {
-		name := e.xattrName(x)
-		if bytes.HasPrefix(name, []byte("user.")) && kind != unix.S_IFREG && kind != unix.S_IFDIR {
-			continue
-		}
-		ref, err := b.xattrRef(name, e.xattrValue(x))
-		if err != nil {
-			return err
-		}
-		if i := slices.IndexFunc(list, func(o xattrRef) bool { return o.name == ref.name }); i >= 0 {
-			list[i] = ref
-		} else {
-			list = append(list, ref)
-		}
-	}
-	slices.SortFunc(list, func(x, y xattrRef) int {
-		return bytes.Compare(b.strs.get(x.name), b.strs.get(y.name))
-	})
-	return b.keepXattrs(p, list)
-}
-
-func (b *builder) xattrRef(name, value []byte) (x xattrRef, err error) {
-	if x.name, err = b.strs.add(name); err != nil {
-		return x, err
-	}
-	x.value, err = b.strs.add(value)
-	return x, err
-}
-
-// keepXattrs stores a list, once for all inodes that have the same.
-func (b *builder) keepXattrs(p *protoInode, list []xattrRef) error {
-	size := 0
-	key := make([]byte, 0, 16*len(list))
-	for _, x := range list {
-		size += int(x.name.len) + 1
-		for _, v := range []uint32{x.name.off, x.name.len, x.value.off, x.value.len} {
-			key = binary.LittleEndian.AppendUint32(key, v)
-		}
-	}
-	if size > maxXattrList {
-		return limitf("names of xattrs are %d bytes", size)
-	}
-	first, ok := b.lists[string(key)]
-	if !ok {
-		if int64(b.xattrs.n)+int64(len(list)) > 4*b.toc.lim.Entries {
-			return limitf("more than %d xattrs", 4*b.toc.lim.Entries)
-		}
-		first = b.xattrs.n
-		for _, x := range list {
-			b.xattrs.add(x)
-		}
-		if len(b.lists) < sharedLists {
-			b.lists[string(key)] = first
-		}
-	}
-	p.xattr, p.xattrs = first, uint32(len(list))
-	return nil
 }

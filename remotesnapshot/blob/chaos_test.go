@@ -29,7 +29,7 @@ func TestChaos(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 7))
 	for range 40 {
 		f := blobtest.Fault{Skip: rnd.IntN(100), Times: 1 + rnd.IntN(2), After: rnd.Int64N(200 * kib)}
-		switch rnd.IntN(6) {
+		switch rnd.IntN(5) {
 		case 0:
 			f.Status = []int{500, 502, 503, 429, 408}[rnd.IntN(5)]
 			f.RetryAfter = "1"
@@ -41,8 +41,6 @@ func TestChaos(t *testing.T) {
 			f.Hangup = true
 		case 4:
 			f.ContentRange = "bytes 1-2/3"
-		case 5:
-			f.Status = 404
 		}
 		r.reg.Fault(f)
 	}

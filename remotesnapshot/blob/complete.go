@@ -102,7 +102,7 @@ var errDropped = errors.New("bytes were dropped meanwhile")
 func (e *entry) completeRun(ctx context.Context, p Priority) error {
 	for try := 0; ; try++ {
 		ok, err := e.fetchAndHash(ctx, p)
-		if errors.Is(err, errDropped) {
+		if err == errDropped {
 			try--
 			continue
 		}
@@ -181,7 +181,7 @@ func (e *entry) hash(ctx context.Context, p Priority) (bool, error) {
 func (e *entry) drain(ctx context.Context) error {
 	e.mu.Lock()
 	for len(e.mu.flights) > 0 {
-		e.endLocked(e.mu.flights[0], errCovered)
+		e.endLocked(e.mu.flights[0])
 	}
 	if e.mu.writing == 0 {
 		e.mu.Unlock()

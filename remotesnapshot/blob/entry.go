@@ -179,7 +179,7 @@ func (e *entry) finishLocked(d *demand, err error) {
 	}
 	for _, f := range slices.Clone(e.mu.flights) {
 		if f.servesLocked(d) && !f.wantedLocked() {
-			e.endLocked(f, errUnused)
+			e.endLocked(f)
 		}
 	}
 }
@@ -252,13 +252,14 @@ func (e *entry) replanLocked() {
 	}
 }
 
-// endLocked takes a flight out of the list and cancels its request.
-func (e *entry) endLocked(f *flight, cause error) {
+// endLocked takes a flight out of the list and cancels its request. The cause is
+// the plain one: authorizers hand errors of one request to others.
+func (e *entry) endLocked(f *flight) {
 	if i := slices.Index(e.mu.flights, f); i >= 0 {
 		e.mu.flights = slices.Delete(e.mu.flights, i, i+1)
 	}
 	f.ended = true
-	f.cancel(cause)
+	f.cancel()
 }
 
 // failLocked ends a flight and the demands that need what it did not bring.
@@ -269,7 +270,7 @@ func (e *entry) failLocked(f *flight, err error) {
 		}
 	}
 	if !f.ended {
-		e.endLocked(f, err)
+		e.endLocked(f)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 // the entry's mu.
 type flight struct {
 	e      *entry
-	cancel context.CancelCauseFunc
+	cancel context.CancelFunc
 	prio   atomic.Int32
 	turn   int64 // order of the flights of a store
 
@@ -50,8 +50,11 @@ func (f *flight) raise(p Priority) {
 
 // servesLocked says whether d waits for something that f brings.
 func (f *flight) servesLocked(d *demand) bool {
+	if f.stream {
+		return true
+	}
 	if d.suffix > 0 {
-		return f.suffix > 0 || f.probe || f.stream
+		return f.suffix > 0 || f.probe
 	}
 	return f.suffix == 0 && f.span().overlaps(d.span)
 }
@@ -68,12 +71,12 @@ func (f *flight) wantedLocked() bool {
 
 // startLocked begins a flight for r.
 func (e *entry) startLocked(p Priority, r request) {
-	ctx, cancel := context.WithCancelCause(e.ctx)
+	ctx, cancel := context.WithCancel(e.ctx)
 	f := &flight{e: e, cancel: cancel, turn: e.store.turns.Add(1), pos: r.lo, end: r.hi, suffix: r.suffix}
 	f.prio.Store(int32(p))
 	e.mu.flights = append(e.mu.flights, f)
 	e.wg.Go(func() {
-		defer cancel(nil)
+		defer cancel()
 		f.run(ctx)
 	})
 }
@@ -92,7 +95,7 @@ func (f *flight) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			f.fail(context.Cause(ctx))
 			return
-		case errors.Is(err, errProgress):
+		case err == errProgress:
 			backoff, hopeless = opts.BackoffMin, 0
 			continue // the rest of the range: no reason to wait
 		case lasting(err):
@@ -205,7 +208,7 @@ func (f *flight) finish() {
 	f.e.mu.Lock()
 	defer f.e.mu.Unlock()
 	if !f.ended {
-		f.e.endLocked(f, nil)
+		f.e.endLocked(f)
 	}
 	f.e.replanLocked()
 }

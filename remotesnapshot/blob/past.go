@@ -2,7 +2,6 @@ package blob
 
 import (
 	"context"
-	"errors"
 	"io"
 )
 
@@ -22,7 +21,7 @@ func (e *entry) readPast(ctx context.Context, p Priority, dst []byte, off int64)
 	e.store.stats.disk.Add(1)
 	ctx, cancel := context.WithTimeout(ctx, e.store.opts.GiveUp)
 	defer cancel()
-	f := &flight{e: e, cancel: func(error) {}, pos: off, end: off + int64(len(dst)), mem: dst, base: off}
+	f := &flight{e: e, cancel: func() {}, pos: off, end: off + int64(len(dst)), mem: dst, base: off}
 	f.prio.Store(int32(p))
 	if err := f.runAlone(ctx); err != nil {
 		return 0, err
@@ -44,7 +43,7 @@ func (f *flight) runAlone(ctx context.Context) error {
 		if err == nil || f.over() {
 			return nil
 		}
-		if errors.Is(err, errProgress) {
+		if err == errProgress {
 			continue
 		}
 		if lasting(err) || !sleep(ctx, max(wait, jitter(backoff))) {

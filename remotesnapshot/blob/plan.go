@@ -13,8 +13,13 @@ const maxRefetch = 4 << 10
 // planLocked makes sure that every missing byte of s is covered by a flight of at
 // least priority p. With fresh set, for a new demand, it may cut s out of flights
 // that would bring it late. Without a known size only the first piece is asked for; the
-// answer tells the size, and the rest is planned then.
+// answer tells the size, and the rest is planned then. While a stream brings the
+// whole blob nothing else is asked for: what it has passed already (it was dropped
+// meanwhile) is planned when it ends.
 func (e *entry) planLocked(p Priority, s span, fresh bool) {
+	if slices.ContainsFunc(e.mu.flights, func(f *flight) bool { return f.stream }) {
+		return
+	}
 	if e.mu.sizeKnown {
 		s.hi = min(s.hi, e.mu.size)
 	} else if piece := e.mu.host.piece(e.store.opts.RequestSize); s.len() > piece {
@@ -56,6 +61,7 @@ func (e *entry) coverLocked(p Priority, m span, fresh bool) {
 		if fresh && e.yieldLocked(f, p, o) {
 			continue
 		}
+		f.raise(p)
 		e.launchLocked(p, span{m.lo, o.lo})
 		m.lo = o.hi
 	}
@@ -63,7 +69,7 @@ func (e *entry) coverLocked(p Priority, m span, fresh bool) {
 }
 
 // yieldLocked lets a flight give o away when a demand of priority p would get it
-// sooner by a request of its own. Otherwise the flight's priority rises to p.
+// sooner by a request of its own.
 func (e *entry) yieldLocked(f *flight, p Priority, o span) bool {
 	have := f.span()
 	switch {
@@ -71,17 +77,10 @@ func (e *entry) yieldLocked(f *flight, p Priority, o span) bool {
 		return false
 	case f.running:
 		if p < Blocked || f.nearLocked(o.lo) {
-			f.raise(p)
 			return false
 		}
-	default:
-		if p <= f.priority() {
-			return false
-		}
-		if o == have || have.len() <= minGap {
-			f.raise(p)
-			return false
-		}
+	case p <= f.priority() || o == have || have.len() <= minGap:
+		return false
 	}
 	if o.lo <= f.pos {
 		f.pos = o.hi
@@ -145,7 +144,7 @@ func (e *entry) absorbLocked(f *flight) {
 		}
 		if union, ok := e.unionLocked(g, f.priority(), f.span()); ok {
 			f.pos, f.end = union.lo, union.hi
-			e.endLocked(g, errCovered)
+			e.endLocked(g)
 			i = -1 // f is larger: look again
 		}
 	}

@@ -236,6 +236,18 @@ func TestHostThatIgnoresRange(t *testing.T) {
 	require.Less(t, r.reg.Bytes(), int64(6*mib), "the other answers are not read")
 }
 
+func TestDropBehindAStream(t *testing.T) {
+	r := newRig(t, 4*mib)
+	r.reg.IgnoreRange(true)
+	r.reg.SetBandwidth(8*mib, 0)
+	b := r.open()
+	r.reads(b, blob.Blocked, mib, 1000)
+	require.Equal(t, 1, r.reg.Requests())
+	b.Drop(mib, 1000)
+	r.reads(b, blob.Blocked, mib, 1000)
+	require.Equal(t, 2, r.reg.Requests(), "asked for again when the stream has ended")
+}
+
 func TestStreamThatBreaksOff(t *testing.T) {
 	r := newRig(t, 2*mib)
 	r.reg.IgnoreRange(true)

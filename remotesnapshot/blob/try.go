@@ -24,9 +24,9 @@ func (f *flight) try(ctx context.Context, c *candidate) error {
 	for {
 		err := f.exchange(ctx, c)
 		switch {
-		case errors.Is(err, errAgain):
+		case err == errAgain: // compared as they are: nothing wraps them
 			continue
-		case errors.Is(err, errCovered):
+		case err == errCovered:
 			f.dismiss()
 			return nil
 		case err == nil:
@@ -59,7 +59,7 @@ func (f *flight) dismiss() {
 	f.e.mu.Lock()
 	defer f.e.mu.Unlock()
 	if !f.ended {
-		f.e.endLocked(f, nil)
+		f.e.endLocked(f)
 	}
 }
 
@@ -256,7 +256,7 @@ func (f *flight) becomeStream(length int64) error {
 	for i := len(e.mu.flights) - 1; i >= 0; i-- {
 		if o := e.mu.flights[i]; o != f {
 			e.mu.shared = true
-			e.endLocked(o, errCovered)
+			e.endLocked(o)
 		}
 	}
 	return nil

@@ -85,22 +85,34 @@ func (r *Registry) challenge(req *http.Request, repo string) string {
 	return ""
 }
 
-// guarded lets one goroutine at a time use an authorizer: containerd's races with
-// itself when two find an expired token.
+// guarded lets one goroutine at a time use an authorizer, and makes a new one after
+// an error: containerd's races with itself when two find an expired token, and
+// never recovers from a token request that was cancelled.
 type guarded struct {
-	mu   sync.Mutex
-	next docker.Authorizer
+	mu    sync.Mutex
+	fresh func() docker.Authorizer
+	next  docker.Authorizer
 }
 
 func (g *guarded) Authorize(ctx context.Context, req *http.Request) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.next.Authorize(ctx, req)
+	if g.next == nil {
+		g.next = g.fresh()
+	}
+	err := g.next.Authorize(ctx, req)
+	if err != nil {
+		g.next = nil
+	}
+	return err
 }
 
 func (g *guarded) AddResponses(ctx context.Context, responses []*http.Response) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.next == nil {
+		g.next = g.fresh()
+	}
 	return g.next.AddResponses(ctx, responses)
 }
 

@@ -168,7 +168,7 @@ func (r *Registry) RegistryHosts() docker.RegistryHosts {
 		defer r.mu.Unlock()
 		return r.auth.user, r.auth.password, nil
 	}))
-	authorizer := &guarded{next: docker.NewDockerAuthorizer(opts...)}
+	authorizer := &guarded{fresh: func() docker.Authorizer { return docker.NewDockerAuthorizer(opts...) }}
 	return func(string) ([]docker.RegistryHost, error) {
 		return []docker.RegistryHost{r.registryHost(authorizer)}, nil
 	}

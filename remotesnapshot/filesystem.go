@@ -36,9 +36,10 @@ const (
 )
 
 // xattrsFor chooses by what a snapshot is for: steps run on active ones, and
-// views are what trees are compared with and copied from.
-func xattrsFor(kind snapshots.Kind) Xattrs {
-	if kind == snapshots.KindView {
+// views are what trees are compared with and copied from. Options can ask for
+// exact answers in both.
+func (s *Snapshotter) xattrsFor(kind snapshots.Kind) Xattrs {
+	if kind == snapshots.KindView || s.opts.ExactXattrs {
 		return ExactXattrs
 	}
 	return FastXattrs

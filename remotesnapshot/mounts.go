@@ -34,7 +34,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, err)
 	}
-	lowers, err := s.resolveLowers(ctx, chain, xattrsFor(sn.Kind))
+	lowers, err := s.resolveLowers(ctx, chain, s.xattrsFor(sn.Kind))
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, err)
 	}

@@ -96,7 +96,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot %q: %w", key, err)
 	}
-	lowers := s.readyLowers(ctx, chain, xattrsFor(kind))
+	lowers := s.readyLowers(ctx, chain, s.xattrsFor(kind))
 	return s.mounts(kind, sn.ID, lowers), nil
 }
 

@@ -29,6 +29,9 @@ type Options struct {
 	// in a user namespace: see [NeedsUserXattr]. The file system's opaque
 	// directories have to agree with it. False: they are not.
 	UserXattr bool
+	// ExactXattrs mounts layers with exact answers (see [Xattrs]) in active
+	// snapshots too, for a client that reads some of them itself. False: fast ones.
+	ExactXattrs bool
 }
 
 // Snapshotter is a containerd snapshotter over overlayfs with remote snapshots.

@@ -18,7 +18,8 @@ import (
 // read lock while a snapshot is prepared: what needs the network is done here.
 type lazySnapshotter struct {
 	snapshot.Snapshotter
-	lazy remotesnapshot.Lazy
+	lazy  remotesnapshot.Lazy
+	steps *stepMounts
 }
 
 // Prepare makes a remote snapshot when opts have the label of a target
@@ -39,7 +40,11 @@ func (s *lazySnapshotter) Prepare(ctx context.Context, key, parent string, opts 
 	}
 	target := info.Labels[remotesnapshot.LabelTarget]
 	if target == "" {
-		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+		err := s.Snapshotter.Prepare(ctx, key, parent, opts...)
+		if err == nil && parent != "" {
+			s.steps.add(key)
+		}
+		return err
 	}
 	src, ok, err := remotesnapshot.ParseLabels(info.Labels)
 	if err != nil {
@@ -70,6 +75,25 @@ func (s *lazySnapshotter) Prepare(ctx context.Context, key, parent string, opts 
 		log.WithError(rerr).Debugf("snapshot %s is left to the garbage collector", key)
 	}
 	return fmt.Errorf("layer %s of %s was closed while its snapshot was made: %w", src.Digest, src.Reference, cerrdefs.ErrUnavailable)
+}
+
+// Mounts returns how to mount a snapshot for a step, or for BuildKit itself: see
+// stepMounts.
+func (s *lazySnapshotter) Mounts(ctx context.Context, key string) (snapshot.Mountable, error) {
+	m, err := s.Snapshotter.Mounts(ctx, key)
+	if err == nil && s.steps.take(key) {
+		m = s.steps.wrap(m)
+	}
+	return m, err
+}
+
+// Commit makes a snapshot that no step can be run on any more.
+func (s *lazySnapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	err := s.Snapshotter.Commit(ctx, name, key, opts...)
+	if err == nil {
+		s.steps.take(key)
+	}
+	return err
 }
 
 // Update keeps BuildKit's temporary labels in memory: what they say is for whom

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -93,7 +94,19 @@ func buildkitLabels(sessions ...string) (lasting, temporary map[string]string) {
 }
 
 func newRecorded(r *recorder) *lazySnapshotter {
-	return &lazySnapshotter{Snapshotter: r, lazy: lazySide{r}}
+	return &lazySnapshotter{Snapshotter: r, lazy: lazySide{r}, steps: newStepMounts(fastTwins)}
+}
+
+// fastTwins know the directories /x/... by the name /p/....
+func fastTwins(dirs []string) ([]string, error) {
+	out := make([]string, len(dirs))
+	for i, d := range dirs {
+		if d == "/x/broken" {
+			return nil, errors.New("layer is gone")
+		}
+		out[i] = strings.Replace(d, "/x/", "/p/", 1)
+	}
+	return out, nil
 }
 
 // prepareLazy is BuildKit's request for a lazy layer.

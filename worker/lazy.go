@@ -81,7 +81,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		rest.close()
 		return fs.Close()
 	})
-	sn, err := remotesnapshot.New(ctx, root, fs, remotesnapshot.Options{AsyncRemove: true, UserXattr: userXattr})
+	sn, err := remotesnapshot.New(ctx, root, fs, remotesnapshot.Options{AsyncRemove: true, UserXattr: userXattr, ExactXattrs: true})
 	if err != nil {
 		closeFS()
 		return storage{}, err
@@ -91,7 +91,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		snapshotter: sn,
 		resolve:     remotesnapshot.ResolveViews,
 		decorate: func(inner snapshot.Snapshotter) snapshot.Snapshotter {
-			return &lazySnapshotter{Snapshotter: inner, lazy: fs}
+			return &lazySnapshotter{Snapshotter: inner, lazy: fs, steps: newStepMounts(fs.Fast)}
 		},
 		adopt: func(inner content.Store) content.Store {
 			return &adoptingStore{Store: inner, lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs")}

@@ -85,6 +85,7 @@ func (c comparison) judge(ctx context.Context, want, got results) (bool, error) 
 	}
 	printList("stock passes, ours does not", bad)
 	printList("flaky: ours passed when run alone", flaky)
+	printList("stock skips, ours fails", want.only(skipped, got, failed))
 	printList("ours passes, stock does not", got.worse(want))
 	return len(bad) == 0, nil
 }

@@ -12,7 +12,7 @@ const goarch = runtime.GOARCH
 
 // recipe changes whenever the stand-in images do, so that neither an old mirror
 // nor what stock did on it is used.
-const recipe = "2"
+const recipe = "3"
 
 // standIns are the public images that tests ask for and that a plain busybox
 // rootfs can stand for. An image that is in the mirror is not fetched.

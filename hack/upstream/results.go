@@ -89,6 +89,18 @@ func (r results) worse(other results) []string {
 	})
 }
 
+// only are the tests that ended one way in r and another way in other.
+func (r results) only(o outcome, other results, theirs outcome) []string {
+	var names []string
+	for name := range r {
+		if r[name] == o && other[name] == theirs {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // matching are the results of the tests that a filter selects.
 func (r results) matching(f filter) results {
 	out := maps.Clone(r)

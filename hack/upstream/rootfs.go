@@ -40,7 +40,6 @@ var rootfsFiles = map[string]string{
 	"etc/shadow":        "root:*:::::::\ndaemon:*:::::::\nbin:*:::::::\nnobody:*:::::::\n",
 	"etc/hostname":      "standin\n",
 	"etc/nsswitch.conf": "hosts: files dns\n",
-	"bin/vi":            "", // an applet that Debian leaves out
 }
 
 // alpineFiles are what tests look for in an Alpine image only. Packages can't be
@@ -84,8 +83,9 @@ func busybox(ctx context.Context, dir string) (string, error) {
 }
 
 // rootfsTar writes the rootfs of a stand-in in a fixed order: busybox, its
-// applets as links, and a few files. In a busybox image all applets lie in /bin,
-// in an Alpine one each has its usual directory.
+// applets, and a few files. As in the official images, the applets of busybox are
+// hard links that all lie in /bin, and those of Alpine symbolic links that each
+// have their usual directory.
 func rootfsTar(ctx context.Context, busybox string, alpine bool) ([]byte, error) {
 	list, err := exec.CommandContext(ctx, busybox, "--list-full").Output()
 	if err != nil {
@@ -124,14 +124,15 @@ func rootfsTar(ctx context.Context, busybox string, alpine bool) ([]byte, error)
 
 func writeApplets(tw *tar.Writer, paths []string, alpine bool) error {
 	for _, applet := range paths {
-		if !alpine {
-			applet = "bin/" + path.Base(applet)
-		}
-		if applet == "bin/busybox" || path.Dir(applet) == "." {
-			continue
-		}
 		h := header(applet, tar.TypeSymlink, 0o777, 0)
 		h.Linkname = "/bin/busybox"
+		if !alpine {
+			h = header("bin/"+path.Base(applet), tar.TypeLink, 0o755, 0)
+			h.Linkname = "bin/busybox"
+		}
+		if h.Name == "bin/busybox" || path.Dir(h.Name) == "." {
+			continue
+		}
 		if err := tw.WriteHeader(h); err != nil {
 			return err
 		}

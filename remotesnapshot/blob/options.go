@@ -54,7 +54,8 @@ type Options struct {
 	// HeaderTimeout bounds the wait for a response's header, StallTimeout the
 	// wait for the next byte of its body, AuthTimeout one round of authorization
 	// (it may ask the user's credential helper). Afterwards the attempt has
-	// failed and the next host is asked. 0: 10 s, 10 s and 30 s.
+	// failed and the next host is asked. 0: 10 s, 10 s and 30 s; the first two are
+	// at most a third of GiveUp.
 	HeaderTimeout time.Duration
 	StallTimeout  time.Duration
 	AuthTimeout   time.Duration
@@ -98,6 +99,9 @@ func (o Options) withDefaults() Options {
 	def(&o.StallTimeout, 10*time.Second)
 	def(&o.AuthTimeout, 30*time.Second)
 	def(&o.GiveUp, 60*time.Second)
+	// Who waits must see another attempt before giving up.
+	o.HeaderTimeout = min(o.HeaderTimeout, o.GiveUp/3)
+	o.StallTimeout = min(o.StallTimeout, o.GiveUp/3)
 	def(&o.BackoffMin, 100*time.Millisecond)
 	def(&o.BackoffMax, 5*time.Second)
 	def(&o.RetryAfterMax, 30*time.Second)

@@ -171,15 +171,10 @@ func (s *Store) Remove(dgst digest.Digest) error {
 	if err := dgst.Validate(); err != nil {
 		return fmt.Errorf("remove blob %q: %w", dgst, err)
 	}
-	s.mu.Lock()
-	if e := s.mu.entries[dgst]; e != nil {
-		s.mu.Unlock()
-		return fmt.Errorf("remove blob %s: in use: %w", dgst, errdefs.ErrFailedPrecondition)
+	e, err := s.reserve(dgst)
+	if err != nil {
+		return fmt.Errorf("remove blob %s: %w", dgst, err)
 	}
-	// An entry that ends at once keeps Open out while the files go.
-	e := &entry{store: s, dgst: dgst, refs: -1, closed: make(chan struct{})}
-	s.mu.entries[dgst] = e
-	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		delete(s.mu.entries, dgst)
@@ -192,6 +187,27 @@ func (s *Store) Remove(dgst digest.Digest) error {
 		}
 	}
 	return nil
+}
+
+// reserve puts an entry that ends at once in the place of dgst, which keeps Open
+// out while the files go. One that is just ending is waited for.
+func (s *Store) reserve(dgst digest.Digest) (*entry, error) {
+	for {
+		s.mu.Lock()
+		have := s.mu.entries[dgst]
+		if have == nil {
+			e := &entry{store: s, dgst: dgst, refs: -1, closed: make(chan struct{})}
+			s.mu.entries[dgst] = e
+			s.mu.Unlock()
+			return e, nil
+		}
+		refs := have.refs
+		s.mu.Unlock()
+		if refs > 0 {
+			return nil, fmt.Errorf("in use: %w", errdefs.ErrFailedPrecondition)
+		}
+		<-have.closed
+	}
 }
 
 // Digests lists the blobs that the store holds bytes of, open or not.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -16,6 +17,8 @@ import (
 	"github.com/moby/buildkit/util/progress"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // unlazier is the part of the lazy file system that makes a layer local.
@@ -27,6 +30,9 @@ type unlazier interface {
 	// Fetched is the number of bytes of the blob that are on disk, and its
 	// size; zeros when unknown.
 	Fetched(dgst digest.Digest) (fetched, size int64)
+	// SourceOf says where the blob's layer comes from; false when the file
+	// system has no layer of it open.
+	SourceOf(dgst digest.Digest) (remotesnapshot.Source, bool)
 }
 
 // adoptingStore is a content store into which blobs of lazy layers come without
@@ -47,6 +53,25 @@ type adoptingStore struct {
 	content.Store
 	lazy  unlazier
 	blobs string // the local store's directory of blobs: <root>/content/blobs
+
+	// starting is true while BuildKit's cache manager loads its records. It
+	// drops each record that needs a lazy blob, and all that stand on it, because
+	// nobody can provide the blob at that time: with the base image every cached
+	// step would be lost at each start. Until it is done, blobs of lazy layers
+	// count as contents; afterwards Worker.LoadRef provides them.
+	starting atomic.Bool
+}
+
+// Info tells of what is in the store.
+func (s *adoptingStore) Info(ctx context.Context, dgst digest.Digest) (content.Info, error) {
+	info, err := s.Store.Info(ctx, dgst)
+	if errdefs.IsNotFound(err) && s.starting.Load() {
+		if _, ok := s.lazy.SourceOf(dgst); ok {
+			_, size := s.lazy.Fetched(dgst)
+			return content.Info{Digest: dgst, Size: size}, nil
+		}
+	}
+	return info, err
 }
 
 func (s *adoptingStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
@@ -98,11 +123,10 @@ func isLayer(mediaType string) bool {
 
 // unlazy reports on the build's progress while bytes come in.
 func (s *adoptingStore) unlazy(ctx context.Context, desc ocispecs.Descriptor) (string, error) {
-	fetched, size := s.lazy.Fetched(desc.Digest)
-	if size == 0 {
+	if _, ok := s.lazy.SourceOf(desc.Digest); !ok {
 		return "", fmt.Errorf("layer %s: %w", desc.Digest, errdefs.ErrNotFound)
 	}
-	if fetched < size {
+	if fetched, size := s.lazy.Fetched(desc.Digest); fetched < size || size == 0 {
 		stop := s.report(ctx, desc.Digest)
 		defer stop()
 	}

@@ -19,6 +19,8 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // fakeLazy holds one blob as a file.
@@ -50,6 +52,10 @@ func (f *fakeLazy) Fetched(dgst digest.Digest) (int64, int64) {
 		return 0, 0
 	}
 	return 0, f.size
+}
+
+func (f *fakeLazy) SourceOf(dgst digest.Digest) (remotesnapshot.Source, bool) {
+	return remotesnapshot.Source{Reference: "example.com/app:1", Digest: f.dgst}, dgst == f.dgst
 }
 
 type adoptEnv struct {
@@ -184,6 +190,22 @@ func TestUnlazyFailureLeavesTheOrdinaryPull(t *testing.T) {
 	e.lazy.before = cancel
 	_, err = e.cs.Writer(ctx, content.WithRef("cancelled"), content.WithDescriptor(e.desc))
 	require.ErrorIs(t, err, context.Canceled)
+}
+
+func TestLazyBlobsCountAsContentsWhileRecordsLoad(t *testing.T) {
+	e := newAdoptEnv(t)
+	s := e.cs.(*adoptingStore)
+	_, err := s.Info(e.ctx, e.desc.Digest)
+	require.True(t, errdefs.IsNotFound(err), "got %v", err)
+	s.starting.Store(true)
+	info, err := s.Info(e.ctx, e.desc.Digest)
+	require.NoError(t, err)
+	require.Equal(t, content.Info{Digest: e.desc.Digest, Size: e.desc.Size}, info)
+	_, err = s.Info(e.ctx, digest.FromString("unknown"))
+	require.True(t, errdefs.IsNotFound(err), "got %v", err)
+	s.starting.Store(false)
+	_, err = s.Info(e.ctx, e.desc.Digest)
+	require.True(t, errdefs.IsNotFound(err), "got %v", err)
 }
 
 func TestAdoptedBlobIsCollectedLikeAnyOther(t *testing.T) {

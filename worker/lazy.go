@@ -86,6 +86,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		closeFS()
 		return storage{}, err
 	}
+	adopting := &adoptingStore{lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs")}
 	return storage{
 		name:        opts.Snapshotter,
 		snapshotter: sn,
@@ -94,10 +95,13 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 			return &lazySnapshotter{Snapshotter: inner, lazy: fs, steps: newStepMounts(fs.Fast)}
 		},
 		adopt: func(inner content.Store) content.Store {
-			return &adoptingStore{Store: inner, lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs")}
+			adopting.Store = inner
+			return adopting
 		},
-		collect: rest.run,
-		stalled: traffic.stalled,
+		starting: adopting.starting.Store,
+		lazy:     fs,
+		collect:  rest.run,
+		stalled:  traffic.stalled,
 		abort: func() {
 			if err := closeFS(); err != nil {
 				bklog.L.WithError(err).Warn("lazy file system")

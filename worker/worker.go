@@ -57,6 +57,10 @@ type storage struct {
 	// of the database, and BuildKit, see; may be nil.
 	resolve  func(snapshots.Snapshotter) snapshots.Snapshotter
 	decorate func(snapshot.Snapshotter) snapshot.Snapshotter
+	// starting says that BuildKit loads its records, or that it has; may be nil.
+	starting func(bool)
+	// lazy has the blobs of lazy layers; may be nil.
+	lazy unlazier
 	// collect frees what the snapshotter keeps beside the database; may be nil.
 	collect func(context.Context) error
 	// stalled and abort are Worker.Stalled and Worker.Abort; may be nil.
@@ -98,6 +102,10 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 	wopt, err := workerOpt(dir, opts, p)
 	if err != nil {
 		return nil, err
+	}
+	if p.storage.starting != nil {
+		p.storage.starting(true)
+		defer p.storage.starting(false)
 	}
 	w, err := base.NewWorker(ctx, wopt)
 	if err != nil {

@@ -144,7 +144,8 @@ func (fs *FS) hold(r request) (*entry, error) {
 		e = &entry{key: r.key(), content: content{digest: r.Digest}}
 		fs.mu.entries[e.key] = e
 	}
-	e.reference = r.Reference
+	e.source = r.Source
+	e.source.Sessions = nil
 	fs.retainLocked(e)
 	return e, nil
 }

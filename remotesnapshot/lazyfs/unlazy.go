@@ -7,6 +7,7 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/lazykit/lazykit/remotesnapshot"
 	"github.com/lazykit/lazykit/remotesnapshot/blob"
 )
 
@@ -34,7 +35,7 @@ func (fs *FS) Unlazy(ctx context.Context, dgst digest.Digest) (path string, err 
 }
 
 // Fetched is how many bytes of an open layer's blob are on disk, and its size;
-// zeros when no layer of the blob is open.
+// zeros when no layer of the blob is open and resolved.
 func (fs *FS) Fetched(dgst digest.Digest) (fetched, size int64) {
 	info, ok := fs.Info(dgst)
 	if !ok {
@@ -43,8 +44,21 @@ func (fs *FS) Fetched(dgst digest.Digest) (fetched, size int64) {
 	return info.Fetched, info.Size
 }
 
-// holdAny takes a hold on one of the blob's layers that are resolved; nil when
-// there is none.
+// SourceOf is where an open layer of a blob comes from, as the image that asked
+// last has it, sessions left out. False when no layer of the blob is open.
+func (fs *FS) SourceOf(dgst digest.Digest) (remotesnapshot.Source, bool) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for k, e := range fs.mu.entries {
+		if k.blob == dgst {
+			return e.source, true
+		}
+	}
+	return remotesnapshot.Source{}, false
+}
+
+// holdAny takes a hold on one of the blob's layers that are open, pending ones
+// included: to have a blob whole takes no TOC. nil when there is none.
 func (fs *FS) holdAny(dgst digest.Digest) (e *entry, reference string) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -52,9 +66,9 @@ func (fs *FS) holdAny(dgst digest.Digest) (e *entry, reference string) {
 		return nil, ""
 	}
 	for k, e := range fs.mu.entries {
-		if k.blob == dgst && e.content.layer.Load() != nil {
+		if k.blob == dgst {
 			fs.retainLocked(e)
-			return e, e.reference
+			return e, e.source.Reference
 		}
 	}
 	return nil, ""

@@ -54,13 +54,16 @@ type adoptingStore struct {
 	lazy  unlazier
 	blobs string // the local store's directory of blobs: <root>/content/blobs
 
-	// starting is true while BuildKit's cache manager loads its records. It
-	// drops each record that needs a lazy blob, and all that stand on it, because
-	// nobody can provide the blob at that time: with the base image every cached
-	// step would be lost at each start. Until it is done, blobs of lazy layers
-	// count as contents; afterwards Worker.LoadRef provides them.
-	starting atomic.Bool
+	starting *starting
 }
+
+// starting is true while BuildKit's cache manager loads its records. It drops
+// each record that needs a lazy blob, and all that stand on it, because nobody
+// can provide the blob at that time: with the base image every cached step would
+// be lost at each start. So until it is done, lazy layers look like others: their
+// blobs count as contents, and their snapshots are not remote. Afterwards
+// Worker.LoadRef provides the blobs.
+type starting struct{ atomic.Bool }
 
 // Info tells of what is in the store.
 func (s *adoptingStore) Info(ctx context.Context, dgst digest.Digest) (content.Info, error) {

@@ -89,7 +89,7 @@ func newAdoptEnv(t *testing.T) *adoptEnv {
 	return &adoptEnv{
 		ctx:   namespaces.WithNamespace(t.Context(), "buildkit"),
 		mdb:   mdb,
-		cs:    &adoptingStore{Store: mdb.ContentStore(), lazy: lazy, blobs: blobs},
+		cs:    &adoptingStore{Store: mdb.ContentStore(), lazy: lazy, blobs: blobs, starting: &starting{}},
 		lazy:  lazy,
 		desc:  ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayerGzip, Digest: dgst, Size: int64(len(data))},
 		blobs: blobs,
@@ -146,6 +146,8 @@ func TestCollectedBetweenLinkAndWriter(t *testing.T) {
 		Store: &collectingStore{Store: e.mdb.ContentStore(), remove: e.blob(e.desc.Digest)},
 		lazy:  e.lazy,
 		blobs: e.blobs,
+
+		starting: &starting{},
 	}
 	w, err := cs.Writer(e.ctx, content.WithRef("layer"), content.WithDescriptor(e.desc))
 	require.NoError(t, err)

@@ -20,6 +20,17 @@ type lazySnapshotter struct {
 	snapshot.Snapshotter
 	lazy  remotesnapshot.Lazy
 	steps *stepMounts
+
+	starting *starting
+}
+
+// Stat hides from BuildKit, while it starts, that snapshots are remote.
+func (s *lazySnapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	info, err := s.Snapshotter.Stat(ctx, key)
+	if err == nil && s.starting.Load() {
+		delete(info.Labels, remotesnapshot.LabelRemote)
+	}
+	return info, err
 }
 
 // Prepare makes a remote snapshot when opts have the label of a target

@@ -94,7 +94,7 @@ func buildkitLabels(sessions ...string) (lasting, temporary map[string]string) {
 }
 
 func newRecorded(r *recorder) *lazySnapshotter {
-	return &lazySnapshotter{Snapshotter: r, lazy: lazySide{r}, steps: newStepMounts(fastTwins)}
+	return &lazySnapshotter{Snapshotter: r, lazy: lazySide{r}, steps: newStepMounts(fastTwins), starting: &starting{}}
 }
 
 // fastTwins know the directories /x/... by the name /p/....

@@ -86,19 +86,20 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		closeFS()
 		return storage{}, err
 	}
-	adopting := &adoptingStore{lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs")}
+	loading := &starting{}
+	start := &boot{}
 	return storage{
 		name:        opts.Snapshotter,
 		snapshotter: sn,
+		boot:        start,
 		resolve:     remotesnapshot.ResolveViews,
 		decorate: func(inner snapshot.Snapshotter) snapshot.Snapshotter {
-			return &lazySnapshotter{Snapshotter: inner, lazy: fs, steps: newStepMounts(fs.Fast)}
+			return &lazySnapshotter{Snapshotter: inner, lazy: fs, steps: newStepMounts(fs.Fast), starting: loading}
 		},
 		adopt: func(inner content.Store) content.Store {
-			adopting.Store = inner
-			return adopting
+			return &adoptingStore{Store: inner, lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs"), starting: loading}
 		},
-		starting: adopting.starting.Store,
+		starting: loading.Store,
 		lazy:     fs,
 		collect:  rest.run,
 		stalled:  traffic.stalled,

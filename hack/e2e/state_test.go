@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -63,6 +64,9 @@ func TestKilledDaemonStartsAgain(t *testing.T) {
 	require.NoError(t, err)
 	build(t, first, lab.BuildOptions{Dockerfile: text})
 	require.NotEmpty(t, mountsBelow(t, root), "a lazy layer is mounted")
+	// What has been fetched is noted every two seconds; what is not noted yet is
+	// lost with the process and fetched again.
+	time.Sleep(4 * time.Second)
 	first.Kill()
 
 	d := daemon(t, opts)

@@ -10,7 +10,9 @@ import (
 
 // Options of a Pool. Zero values are the documented defaults.
 type Options struct {
-	// CacheBytes bounds the decompressed chunks kept in memory; 0: 32 MiB.
+	// CacheBytes bounds the decompressed chunks kept in memory; 0: 16 MiB. The
+	// kernel keeps the pages that were read, so a chunk is of use here only while
+	// a program reads the rest of it.
 	CacheBytes int64
 	// DecodeBytes bounds the memory of members that are being decompressed,
 	// all layers together; 0: 16 MiB. A member that needs more goes alone.
@@ -21,7 +23,7 @@ type Options struct {
 	// the layer has no landmark that says it; 0: nothing.
 	PrefetchSize int64
 	// Window bounds how much one request asks for around a member that somebody
-	// waits for; 0: 1 MiB, below 0: the member alone.
+	// waits for; 0: 4 MiB, below 0: the member alone.
 	Window int64
 	// BackgroundFetch makes each layer local in the end, in the pauses between reads.
 	BackgroundFetch bool
@@ -31,10 +33,10 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	setDefault(&o.CacheBytes, 32<<20)
+	setDefault(&o.CacheBytes, 16<<20)
 	setDefault(&o.DecodeBytes, 16<<20)
 	setDefault(&o.ReadTimeout, 5*time.Minute)
-	setDefault(&o.Window, 1<<20)
+	setDefault(&o.Window, 4<<20)
 	setDefault(&o.IdleTime, time.Second)
 	return o
 }

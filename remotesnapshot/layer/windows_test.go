@@ -46,8 +46,8 @@ func nothing(off, size int64) bool { return false }
 
 func TestFirstWindowIsSmallAndLooksForward(t *testing.T) {
 	first, last := evenRow(100, 8<<10).ask(t, newWindows(1<<20), 50, nothing)
-	require.EqualValues(t, 50-1, first)
-	require.EqualValues(t, 50+5, last)
+	require.EqualValues(t, 50-2, first)
+	require.EqualValues(t, 50+3, last)
 }
 
 func TestWindowStopsAtWhatIsThere(t *testing.T) {
@@ -63,6 +63,23 @@ func TestWindowTakesNoPartsOfLargeNeighbours(t *testing.T) {
 	done()
 	require.EqualValues(t, 1<<20, off)
 	require.EqualValues(t, 8<<10, size)
+}
+
+func TestWindowTakesOnlySmallNeighbours(t *testing.T) {
+	r := row{8 << 10, 8 << 10, 20 << 10, 8 << 10}
+	off, size, done := newWindows(1<<20).plan(r, 1, 1, 8<<10, 16<<10, nothing)
+	done()
+	require.EqualValues(t, 0, off)
+	require.EqualValues(t, 16<<10, size, "what is too large for it is not asked for on the way to others")
+}
+
+func TestWindowsDoNotGrowWhereTheyAreOfNoUse(t *testing.T) {
+	r := evenRow(4000, 2<<10)
+	w := newWindows(1 << 20)
+	for m := uint32(30); m < 4000; m += 50 { // one of 24
+		first, last := r.ask(t, w, m, nothing)
+		require.LessOrEqual(t, (last-first+1)*(2<<10), int64(firstWindow))
+	}
 }
 
 func TestLargeMemberGoesAlone(t *testing.T) {
@@ -105,7 +122,7 @@ func TestWindowsDoNotOverlapWhatIsComing(t *testing.T) {
 	for _, here := range []bool{false, true} {
 		w := newWindows(1 << 20)
 		_, _, done := w.plan(r, 50, 89, 50*(8<<10), 90*(8<<10), nothing)
-		w.use(estargz.Member{Offset: 50 * (8 << 10), Size: 40 * (8 << 10)})
+		w.use(estargz.Member{Offset: 50 * (8 << 10), Size: 20 * (8 << 10)})
 		if here {
 			done()
 		}
@@ -130,6 +147,6 @@ func TestPlanOfFirstAndLastMember(t *testing.T) {
 	require.EqualValues(t, 0, first)
 	require.EqualValues(t, 2, last)
 	first, last = r.ask(t, newWindows(1<<20), 2, nothing)
-	require.EqualValues(t, 1, first)
+	require.EqualValues(t, 0, first)
 	require.EqualValues(t, 2, last)
 }

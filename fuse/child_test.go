@@ -132,8 +132,8 @@ func readMapped(path string) error {
 	if err := unix.Madvise(b, unix.MADV_RANDOM); err != nil {
 		return err
 	}
-	if b[0] == 0 {
-		return fmt.Errorf("zeros")
+	if b[0] != 0 {
+		return fmt.Errorf("first byte is %d", b[0])
 	}
 	return nil
 }

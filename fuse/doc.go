@@ -7,8 +7,8 @@
 //
 //	Root/p  layers without extended attributes: xattr calls answer ENOSYS, which
 //	        the kernel remembers for the whole mount and never asks again
-//	Root/x  layers with extended attributes or opaque directories: real answers,
-//	        POSIX ACLs cached by the kernel
+//	Root/x  layers with extended attributes or opaque directories, and those of
+//	        AddPending and AddExact: real answers, POSIX ACLs cached by the kernel
 //
 // # Messages
 //
@@ -18,6 +18,15 @@
 // OPEN, OPENDIR, RELEASE and FLUSH are answered ENOSYS once and then not sent. A
 // second pass of find, ls -lR or tar over a layer sends no message at all (on
 // Root/x: only xattr calls, of which the kernel caches none but ACLs).
+//
+// READDIRPLUS answers every listing. On a tree of 52,000 files in 3,642
+// directories a cold find through overlay sent 7,450 of it (two per directory, the
+// second to learn of its end) and no LOOKUP, a cold ls -lR after it nothing but
+// one READLINK per symlink; with the kernel's choice between READDIR and
+// READDIRPLUS (FUSE_READDIRPLUS_AUTO) the same two sent 12,000 more messages. A
+// cold tar sent 1.1 READs a file. Warm, find, ls -lR and tar through overlay took
+// 0.5, 0.5 and 0.4 to 0.9 of the time that overlay took over ext4, beside other
+// load on the machine.
 //
 // # Node ids and inode numbers
 //
@@ -34,8 +43,10 @@
 //
 // Only requests inside a layer wait for its content. LOOKUP in a mount's root is
 // answered from memory: the kernel holds the root's lock during it, and a wait
-// there would stop every other layer. Blocked requests cost one goroutine and
-// one buffer of at most maxRead bytes each.
+// there would stop every other layer. Blocked requests cost two goroutines and
+// one buffer of at most maxRead bytes each; Options.MaxBackground bounds those
+// that reads ahead of a file's end can be, a process's own requests are one per
+// thread.
 //
 // # How a wait ends
 //
@@ -51,6 +62,14 @@
 //
 // None is held during a call of Content, a message to the kernel or a mount
 // call. Requests take none of them on the usual path.
+//
+// # The serving process
+//
+// It may stat and read its own mounts (system calls give their processor away),
+// but it must neither map a file of them nor start a process with an executable
+// or a working directory in them: the Go scheduler waits for a page fault and for
+// the time between fork and exec, a garbage collection waits for the scheduler,
+// and the answer to both waits for the collection.
 //
 // # Refused on purpose
 //

@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"context"
+	"testing"
 	"time"
 
 	"github.com/containerd/log"
@@ -48,9 +49,9 @@ var (
 	RenderStatus = renderStatus
 )
 
-// StateClock is the modification time of d's state file.
-func (d *Dir) StateClock() time.Time {
-	d.state.mu.Lock()
-	defer d.state.mu.Unlock()
-	return d.state.mu.mtime
+// SetCloseWait changes how long Close waits, for one test.
+func SetCloseWait(t testing.TB, d time.Duration) {
+	old := closeWait
+	closeWait = d
+	t.Cleanup(func() { closeWait = old })
 }

@@ -191,10 +191,11 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// as is a command of another user, in dir.
+// as is a command of another user, in dir. Not by way of Cmd.Dir: between fork and
+// exec the parent's processor stands still, and the parent is the server that the
+// child would wait for.
 func as(uid uint32, dir, name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(name, args...)
-	cmd.Dir = dir
+	cmd := exec.Command("env", append([]string{"-C", dir, name}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	return cmd
 }

@@ -18,8 +18,11 @@ const (
 	// fsName is the type that mount shows, behind "fuse.".
 	fsName = "lazykit"
 
-	// maxRead bounds one READ and with it the buffer that a blocked read holds.
-	maxRead = 1 << 20
+	// maxRead bounds one READ and with it the buffer that a blocked read holds. It
+	// is the kernel's default read-ahead: larger READs come only where that is
+	// raised, were not faster, and go-fuse's input buffers, which are as large,
+	// would be made anew after each garbage collection.
+	maxRead = 128 << 10
 
 	// defaultMaxBackground is far above go-fuse's 12, which one dead registry
 	// fills: readahead of every other layer would wait behind it.

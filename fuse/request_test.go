@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"testing"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/estargz/estargztest"
 	"github.com/lazykit/lazykit/fuse"
 	ft "github.com/lazykit/lazykit/fuse/fusetest"
 )
@@ -235,6 +238,30 @@ func TestShortReadIsAnError(t *testing.T) {
 	require.NoError(t, err)
 	_, st := fs.Read(nil, &gofuse.ReadIn{InHeader: header(d.NodeID(1))}, make([]byte, 100))
 	require.Equal(t, gofuse.EIO, st)
+}
+
+// A TOC file that is cut while it is mapped is an error of the requests that need
+// what is gone, not the end of the process.
+func TestTruncatedTOC(t *testing.T) {
+	s := newServer(t, fuse.Options{})
+	var entries []estargztest.Entry
+	for i := range 2000 {
+		entries = append(entries, estargztest.File(fmt.Sprintf("f%04d", i), nil))
+	}
+	layer := estargztest.Build(t, estargztest.Options{Format: estargz.FormatEStargz}, entries...)
+	path := filepath.Join(t.TempDir(), "toc")
+	require.NoError(t, layer.Compile(t.Context(), path, estargz.Limits{}))
+	toc, err := estargz.Open(path)
+	require.NoError(t, err)
+	c := ft.NewContent(toc, layer.Blob)
+	defer func() { require.NoError(t, c.Close()) }()
+	d := add(t, s, c)
+	require.NoError(t, os.Truncate(path, 4096))
+	_, err = os.Stat(d.Path() + "/f1999")
+	require.ErrorIs(t, err, unix.EIO)
+	_, err = os.ReadDir(d.Path())
+	require.ErrorIs(t, err, unix.EIO)
+	require.Zero(t, c.Holders())
 }
 
 // FuzzRequests sends any request about any node: nothing panics, nothing is said

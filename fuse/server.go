@@ -15,7 +15,7 @@ import (
 type Options struct {
 	Root          string // directory that gets the mount points; required, made if absent
 	UserXattr     bool   // opaque directories say user.overlay.opaque instead of trusted.overlay.opaque
-	MaxBackground int    // requests that may wait in the kernel's background queue; 0: 1024
+	MaxBackground int    // reads under way per mount before the kernel queues more, each with a buffer of 128 KiB; 0: 1024
 	Debug         bool   // log every FUSE message
 }
 
@@ -140,8 +140,9 @@ func (s *Server) Requests() map[string]uint64 {
 }
 
 // closeWait bounds how long Close waits for requests under way. Their reads were
-// cancelled: one that takes longer is a Content that does not listen.
-const closeWait = 5 * time.Second
+// cancelled: one that takes longer is a Content that does not listen. Tests
+// change it.
+var closeWait = 5 * time.Second
 
 // Close detaches both mounts and aborts the connections, so that it returns
 // soon even where requests wait for a dead registry and overlays pin the mount.

@@ -33,6 +33,12 @@ func TestSameTree(t *testing.T) {
 	}
 	for name, layer := range layers {
 		for format, opts := range formats {
+			if format != "eStargz" && name != "torture" {
+				continue // what formats differ in is in there
+			}
+			if raceDetector && format != "eStargz" && format != "zstd-chunked-storage" {
+				continue // the same code of ours, and writers that are slow under it
+			}
 			t.Run(name+" as "+format, func(t *testing.T) {
 				d := add(t, s, ft.FromTar(t, layer, opts))
 				require.Equal(t, name == "plain", d.Plain())

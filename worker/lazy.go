@@ -87,11 +87,9 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		return storage{}, err
 	}
 	loading := &starting{}
-	start := &boot{}
 	return storage{
 		name:        opts.Snapshotter,
 		snapshotter: sn,
-		boot:        start,
 		resolve:     remotesnapshot.ResolveViews,
 		decorate: func(inner snapshot.Snapshotter) snapshot.Snapshotter {
 			return &lazySnapshotter{Snapshotter: inner, lazy: fs, steps: newStepMounts(fs.Fast), starting: loading}

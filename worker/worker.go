@@ -61,8 +61,6 @@ type storage struct {
 	starting func(bool)
 	// lazy has the blobs of lazy layers; may be nil.
 	lazy unlazier
-	// boot keeps the records of lazy layers; nil: there are none.
-	boot *boot
 	// collect frees what the snapshotter keeps beside the database; may be nil.
 	collect func(context.Context) error
 	// stalled and abort are Worker.Stalled and Worker.Abort; may be nil.
@@ -108,12 +106,6 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 	if p.storage.starting != nil {
 		p.storage.starting(true)
 		defer p.storage.starting(false)
-	}
-	if b := p.storage.boot; b != nil {
-		if err := b.begin(ctx, p.dbs.containerd.Snapshotter(p.storage.name)); err != nil {
-			return nil, err
-		}
-		defer b.end()
 	}
 	w, err := base.NewWorker(ctx, wopt)
 	if err != nil {

@@ -28,7 +28,13 @@
 // what must not be done under the lock of containerd's metadata database: it
 // resolves a layer over the network before the snapshot is prepared, and it
 // takes BuildKit's temporary labels, which name the sessions of a build, out of
-// the database: they are kept in memory.
+// the database: they are kept in memory. It also tells the mounts of steps, which
+// are fast, from those that BuildKit reads itself, which are exact (stepMounts).
+//
+// Other parts around BuildKit: a content store into which lazy layers come by
+// link (adoptingStore), results that load without a build (Worker.LoadRef), an
+// observer of registry traffic that tells a stopping daemon which builds hang
+// (traffic), and a collector that frees what no snapshot needs (collector).
 //
 // # End
 //

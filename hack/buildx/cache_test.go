@@ -16,48 +16,57 @@ func TestCacheImport(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		to, from string
-		image    string // pushed as well: inline caches lie in an image
-		early    bool   // steps of a stage that is not in the result are cached too
+		output   string
+		early    bool // steps of a stage that is not in the result are cached too
 	}{
-		{name: "registry", to: "type=registry,mode=max,ref=" + host + "/cache/max:1", from: "type=registry,ref=" + host + "/cache/max:1", early: true},
-		{name: "registry-min", to: "type=registry,mode=min,ref=" + host + "/cache/min:1", from: "type=registry,ref=" + host + "/cache/min:1"},
-		{name: "local", to: "type=local,mode=max,dest=" + local, from: "type=local,src=" + local, early: true},
-		{name: "inline", to: "type=inline", from: "type=registry,ref=" + host + "/cache/inline:1", image: host + "/cache/inline:1"},
+		{
+			name: "registry", early: true, output: "type=cacheonly",
+			to: "type=registry,mode=max,ref=" + host + "/cache/max:1", from: "type=registry,ref=" + host + "/cache/max:1",
+		},
+		{
+			name: "registry-min", output: "type=cacheonly",
+			to: "type=registry,mode=min,ref=" + host + "/cache/min:1", from: "type=registry,ref=" + host + "/cache/min:1",
+		},
+		{
+			name: "local", early: true, output: "type=cacheonly",
+			to: "type=local,mode=max,dest=" + local, from: "type=local,src=" + local,
+		},
+		{ // lies in a pushed image
+			name: "inline", output: "type=image,push=true,name=" + host + "/cache/inline:1",
+			to: "type=inline", from: "type=registry,ref=" + host + "/cache/inline:1",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			dir := contextDir(t, map[string]string{
-				// The name makes the steps differ between the cases, so that no case finds
-				// the results of another.
-				"Dockerfile": "FROM " + f.baseRef() + " AS early\n" +
-					"RUN echo " + tt.name + " >/name && cat /proc/sys/kernel/random/uuid >/early && " + answer + "\n" +
-					"FROM " + f.baseRef() + " AS late\nCOPY --from=early /name /\n" +
-					"RUN cat /proc/sys/kernel/random/uuid >/late && " + answer + "\n" +
-					"FROM early AS show-early\nRUN true\n" +
-					"FROM late\n",
-			})
-			tarball := filepath.Join(t.TempDir(), "1.tar")
-			args := []string{"--output", "type=oci,dest=" + tarball, "--cache-to", tt.to}
-			if tt.image != "" {
-				args = []string{"--output", "type=image,push=true,name=" + tt.image, "--cache-to", tt.to}
-			}
-			first.build(t, dir, args...)
-			if tt.image != "" {
-				first.build(t, dir, "--output", "type=oci,dest="+tarball)
-			}
-			want := readOCITar(t, tarball)
-			early := filepath.Join(t.TempDir(), "early.tar")
-			first.build(t, dir, "--target", "show-early", "--output", "type=oci,dest="+early)
-			wantEarly := readOCITar(t, early)
-
+			dir := contextDir(t, map[string]string{"Dockerfile": cachedStages(f, tt.name)})
+			first.build(t, dir, "--target", "late", "--output", tt.output, "--cache-to", tt.to)
 			second := remoteClient(t, f, startDaemon(t, f))
-			second.build(t, dir, "--output", "type=oci,dest="+tarball, "--cache-from", tt.from)
-			got := readOCITar(t, tarball)
-			wantText(t, "random number of the last stage", got.file(t, "late"), want.file(t, "late"))
-			if !tt.early {
-				return
+			stages := []string{"late"}
+			if tt.early {
+				stages = append(stages, "early")
 			}
-			second.build(t, dir, "--target", "show-early", "--output", "type=oci,dest="+early, "--cache-from", tt.from)
-			wantText(t, "random number of the early stage", readOCITar(t, early).file(t, "early"), wantEarly.file(t, "early"))
+			for _, stage := range stages {
+				got := randomNumber(t, second, dir, stage, "--cache-from", tt.from)
+				wantText(t, "random number of stage "+stage, got, randomNumber(t, first, dir, stage))
+			}
 		})
 	}
+}
+
+// cachedStages is a Dockerfile of two stages on the lazy base, the second with a
+// file of the first. The name makes the steps of one case differ from those of
+// another, so that none finds the results of the other.
+func cachedStages(f *fixture, name string) string {
+	const random = "cat /proc/sys/kernel/random/uuid >/number && " + answer + "\n"
+	return "FROM " + f.baseRef() + " AS early\nRUN echo " + name + " >/name && " + random +
+		"FROM " + f.baseRef() + " AS late\nCOPY --from=early /name /\nRUN " + random +
+		"FROM scratch AS show-early\nCOPY --from=early /number /\n" +
+		"FROM scratch AS show-late\nCOPY --from=late /number /\n"
+}
+
+// randomNumber is what a stage's step wrote.
+func randomNumber(t *testing.T, c *client, dir, stage string, args ...string) string {
+	t.Helper()
+	out := t.TempDir()
+	c.build(t, dir, append(args, "--target", "show-"+stage, "--output", "type=local,dest="+out)...)
+	return readFile(t, out, "number")
 }

@@ -6,7 +6,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"github.com/lazykit/lazykit/hack/lab"
 )
 
 // knownPackages are the packages of BuildKit with integration tests that take
@@ -44,39 +47,47 @@ func (l layout) buildStock(ctx context.Context, packages []string) error {
 	if err := os.MkdirAll(l.bin(), 0o755); err != nil {
 		return err
 	}
-	for _, cmd := range []string{"buildkitd", "buildctl"} {
-		if err := l.goBuild(ctx, l.src(), cmd, "./cmd/"+cmd); err != nil {
-			return err
-		}
+	programs, err := lab.Stock(ctx)
+	if err != nil {
+		return err
 	}
-	if err := l.goBuild(ctx, l.repo, "registry", "./hack/upstream/registry"); err != nil {
+	if err := relink(programs.Buildkitd, filepath.Join(l.bin(), "buildkitd")); err != nil {
+		return err
+	}
+	if err := relink(programs.Buildctl, filepath.Join(l.bin(), "buildctl")); err != nil {
+		return err
+	}
+	if err := l.makeOnce(ctx, l.repo, filepath.Join(l.bin(), "registry"), "build", "./hack/upstream/registry"); err != nil {
 		return err
 	}
 	for _, pkg := range packages {
-		if err := l.buildTest(ctx, pkg); err != nil {
+		if err := l.makeOnce(ctx, l.src(), l.testBinary(pkg), "test", "-c", "./"+pkg); err != nil {
 			return err
 		}
 	}
 	return l.linkRunc()
 }
 
-// goBuild builds one command into bin, unless it is there.
-func (l layout) goBuild(ctx context.Context, dir, name, pkg string) error {
-	out := filepath.Join(l.bin(), name)
+// makeOnce runs "go ARGS..." in dir for an output that is not there yet. It
+// appears whole, also when the build is interrupted.
+func (l layout) makeOnce(ctx context.Context, dir, out string, args ...string) error {
 	if _, err := os.Stat(out); err == nil {
 		return nil
 	}
-	step("building %s", name)
-	return runQuiet(ctx, dir, []string{"CGO_ENABLED=0"}, "go", "build", "-o", out, pkg)
+	step("building %s", filepath.Base(out))
+	args = slices.Insert(args, len(args)-1, "-o", out+".part")
+	if err := runQuiet(ctx, dir, []string{"CGO_ENABLED=0"}, "go", args...); err != nil {
+		return err
+	}
+	return os.Rename(out+".part", out)
 }
 
-func (l layout) buildTest(ctx context.Context, pkg string) error {
-	out := l.testBinary(pkg)
-	if _, err := os.Stat(out); err == nil {
-		return nil
+// relink makes link a symbolic link to target, whatever it was.
+func relink(target, link string) error {
+	if err := os.Remove(link); err != nil && !os.IsNotExist(err) {
+		return err
 	}
-	step("building the tests of %s", pkg)
-	return runQuiet(ctx, l.src(), []string{"CGO_ENABLED=0"}, "go", "test", "-c", "-o", out, "./"+pkg)
+	return os.Symlink(target, link)
 }
 
 // linkRunc gives the machine's runc the name that buildkitd looks for first.
@@ -87,8 +98,7 @@ func (l layout) linkRunc() error {
 	}
 	for _, name := range []string{"buildkit-runc", "runc"} {
 		if path, err := exec.LookPath(name); err == nil {
-			_ = os.Remove(link)
-			return os.Symlink(path, link)
+			return relink(path, link)
 		}
 	}
 	return fmt.Errorf("no runc in PATH: apt-get install runc")
@@ -115,9 +125,5 @@ func (l layout) useDaemon(s side, path string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	link := filepath.Join(dir, "buildkitd")
-	if err := os.Remove(link); err != nil && !os.IsNotExist(err) {
-		return err
-	}
-	return os.Symlink(path, link)
+	return relink(path, filepath.Join(dir, "buildkitd"))
 }

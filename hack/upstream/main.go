@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/lazykit/lazykit/hack/lab"
 )
 
 // options are the command line.
@@ -114,14 +116,13 @@ func (o options) prepare(ctx context.Context, packages []string) (layout, error)
 	if err != nil {
 		return layout{}, err
 	}
-	cache := o.cache
-	if cache == "" {
-		cache = os.Getenv("LAZYKIT_CACHE")
+	if o.cache != "" {
+		if err := os.Setenv("LAZYKIT_CACHE", o.cache); err != nil {
+			return layout{}, err
+		}
 	}
-	if cache == "" {
-		cache = filepath.Join(repo, ".cache")
-	}
-	if cache, err = filepath.Abs(cache); err != nil {
+	cache, err := lab.CacheDir()
+	if err != nil {
 		return layout{}, err
 	}
 	mod, err := findModule(ctx, repo, buildkitModule)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/log"
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -32,7 +33,7 @@ const (
 
 // mount makes the FUSE mount and starts to serve it.
 func (m *mount) mount(opts Options) error {
-	server, err := gofuse.NewServer(m, m.path, m.mountOptions(opts))
+	server, err := m.connect(opts)
 	if err != nil {
 		detach(m.path) // go-fuse leaves the mount behind when INIT fails
 		return fmt.Errorf("mount %s: %w", m.path, err)
@@ -49,6 +50,38 @@ func (m *mount) mount(opts Options) error {
 		m.unmount()
 		<-m.served
 		return fmt.Errorf("mount %s: %w", m.path, err)
+	}
+	return nil
+}
+
+// connect mounts, with a connection that no other process inherits.
+//
+// go-fuse opens the device without O_CLOEXEC. A child that has it, runc and with
+// it every process of a step, would keep the connection alive after the daemon
+// was killed: readers would wait for ever for an answer, unkillable, when they
+// should get an error. So nothing is forked from the open until the flag is set.
+func (m *mount) connect(opts Options) (*gofuse.Server, error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	server, err := gofuse.NewServer(m, m.path, m.mountOptions(opts))
+	return server, errors.Join(err, closeOnExec("/dev/fuse"))
+}
+
+// closeOnExec keeps this process's descriptors of a file from its children.
+func closeOnExec(file string) error {
+	const own = "/proc/self/fd"
+	fds, err := os.ReadDir(own)
+	if err != nil {
+		return fmt.Errorf("list open files: %w", err)
+	}
+	for _, e := range fds {
+		// One that is closed meanwhile is nobody's to inherit.
+		if target, err := os.Readlink(filepath.Join(own, e.Name())); err != nil || target != file {
+			continue
+		}
+		if fd, err := strconv.Atoi(e.Name()); err == nil {
+			syscall.CloseOnExec(fd)
+		}
 	}
 	return nil
 }

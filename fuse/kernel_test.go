@@ -249,3 +249,12 @@ func TestRemoveDropsKernelCaches(t *testing.T) {
 	d.Remove()
 	eventually(t, "the kernel forgets the inodes", func() bool { return s.Requests()["FORGET"] > before+2000 })
 }
+
+// A step that had the connection would keep it alive after the daemon's death,
+// and with it every reader that waits.
+func TestChildrenDoNotInheritTheConnection(t *testing.T) {
+	newServer(t, fuse.Options{})
+	out, err := exec.Command("sh", "-c", "ls -l /proc/$$/fd").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.NotContains(t, string(out), "/dev/fuse")
+}

@@ -34,8 +34,9 @@ type memory struct {
 
 	mu struct {
 		sync.Mutex
-		spare map[int][][]byte // by size
-		bytes int
+		spare  map[int][][]byte // by size
+		bytes  int
+		closed bool
 	}
 }
 
@@ -74,9 +75,12 @@ func (m *memory) takeSpare(size int) []byte {
 }
 
 func (m *memory) free(full []byte) {
-	if m.keepSpare(full) {
-		return
+	if !m.keepSpare(full) {
+		m.unmap(full)
 	}
+}
+
+func (m *memory) unmap(full []byte) {
 	m.mapped.Add(-int64(len(full)))
 	// Munmap of a mapping that Mmap returned has no way to fail.
 	_ = unix.Munmap(full)
@@ -85,7 +89,7 @@ func (m *memory) free(full []byte) {
 func (m *memory) keepSpare(full []byte) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mu.bytes+len(full) > spareBytes {
+	if m.mu.closed || m.mu.bytes+len(full) > spareBytes {
 		return false
 	}
 	if m.mu.spare == nil {
@@ -96,15 +100,17 @@ func (m *memory) keepSpare(full []byte) bool {
 	return true
 }
 
-// releaseSpare gives the kept memory back to the system.
-func (m *memory) releaseSpare() {
+// releaseSpare gives the kept memory back to the system; for good: none is kept
+// from now on.
+func (m *memory) releaseSpare(forGood bool) {
 	m.mu.Lock()
 	spare := m.mu.spare
-	m.mu.spare, m.mu.bytes = nil, spareBytes // nothing is kept from now on
+	m.mu.spare, m.mu.bytes = nil, 0
+	m.mu.closed = m.mu.closed || forGood
 	m.mu.Unlock()
 	for _, list := range spare {
 		for _, full := range list {
-			m.free(full)
+			m.unmap(full)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package layer
 import (
 	"container/list"
 	"sync"
+	"time"
 )
 
 // chunkKey names a chunk of a layer that is open (or was: ids are not reused).
@@ -15,9 +16,9 @@ type chunkKey struct {
 // shard would have to hold several chunks of 4 MiB to be of use, and what is done
 // under the lock is a look-up.
 //
-// Chunks larger than a quarter of the capacity have a segment of their own, of
-// that quarter or one chunk, whichever is more: a large one can push out only
-// another large one, and the whole never exceeds the capacity and one chunk.
+// A chunk larger than half of the capacity has a place of its own, beside it: it
+// can push out only another one of its kind, and the whole never exceeds the
+// capacity and one chunk.
 type cache struct {
 	mu struct {
 		sync.Mutex
@@ -27,7 +28,13 @@ type cache struct {
 	small, large segment
 }
 
-// segment is a list in order of use; guarded by the cache's lock.
+// cacheIdle is how long a chunk stays without being used. Programs read what they
+// need of a chunk at once; a daemon at rest, or one whose memory an export needs,
+// should not hold what can be had again in milliseconds.
+const cacheIdle = time.Second
+
+// segment is a list in order of use, of at least one chunk once there was one;
+// guarded by the cache's lock.
 type segment struct {
 	capacity int64
 	size     int64
@@ -35,15 +42,16 @@ type segment struct {
 }
 
 type cached struct {
-	key chunkKey
-	buf *buffer
-	in  *segment
+	key  chunkKey
+	buf  *buffer
+	in   *segment
+	used time.Time
 }
 
 func newCache(capacity int64) *cache {
 	c := &cache{
-		small: segment{capacity: capacity - capacity/4, order: list.New()},
-		large: segment{capacity: capacity / 4, order: list.New()},
+		small: segment{capacity: capacity, order: list.New()},
+		large: segment{capacity: 0, order: list.New()}, // keeps one, as every segment does
 	}
 	c.mu.entries = make(map[chunkKey]*list.Element)
 	c.mu.layers = make(map[uint64]map[uint32]struct{})
@@ -60,6 +68,7 @@ func (c *cache) get(k chunkKey) *buffer {
 	}
 	it := e.Value.(*cached)
 	it.in.order.MoveToFront(e)
+	it.used = time.Now()
 	return it.buf.acquire()
 }
 
@@ -77,10 +86,10 @@ func (c *cache) insert(k chunkKey, b *buffer) (evicted []*buffer) {
 		return nil
 	}
 	in := &c.small
-	if b.cost() > c.large.capacity {
+	if b.cost() > c.small.capacity/2 {
 		in = &c.large
 	}
-	c.mu.entries[k] = in.order.PushFront(&cached{key: k, buf: b.acquire(), in: in})
+	c.mu.entries[k] = in.order.PushFront(&cached{key: k, buf: b.acquire(), in: in, used: time.Now()})
 	if c.mu.layers[k.layer] == nil {
 		c.mu.layers[k.layer] = make(map[uint32]struct{})
 	}
@@ -90,6 +99,27 @@ func (c *cache) insert(k chunkKey, b *buffer) (evicted []*buffer) {
 		evicted = append(evicted, c.removeLocked(in.order.Back()))
 	}
 	return evicted
+}
+
+// expire forgets the chunks that were used last before a time, and says whether
+// others remain.
+func (c *cache) expire(before time.Time) (more bool) {
+	old, more := c.removeOld(before)
+	for _, b := range old {
+		b.release()
+	}
+	return more
+}
+
+func (c *cache) removeOld(before time.Time) (old []*buffer, more bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range []*segment{&c.small, &c.large} {
+		for e := s.order.Back(); e != nil && e.Value.(*cached).used.Before(before); e = s.order.Back() {
+			old = append(old, c.removeLocked(e))
+		}
+	}
+	return old, len(c.mu.entries) > 0
 }
 
 // dropLayer forgets all chunks of a layer.

@@ -35,7 +35,10 @@
 //
 // # Locks
 //
-// Layer.flights, Layer.goroutines, windows, readAhead and cache have a mutex
-// each. They are leaves: none is held while another one is taken, nor during
-// I/O, decompression or a call of a Blob.
+//	Layer.flights > Layer.goroutines
+//	Pool.expiry > cache
+//	windows, readAhead, memory
+//
+// have a mutex each; none else is taken while one is held, and none is held
+// during I/O, decompression or a call of a Blob.
 package layer

@@ -157,7 +157,7 @@ func (l *Layer) fly(ctx context.Context, f *flight) {
 		err = fmt.Errorf("layer %s: chunk %d: %w", l.blob.Digest(), f.want, err)
 	}
 	for n, b := range chunks {
-		l.pool.cache.put(chunkKey{l.id, n}, b)
+		l.pool.keep(chunkKey{l.id, n}, b)
 	}
 	l.land(f, chunks, err)
 }

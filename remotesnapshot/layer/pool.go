@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -10,9 +11,9 @@ import (
 
 // Options of a Pool. Zero values are the documented defaults.
 type Options struct {
-	// CacheBytes bounds the decompressed chunks kept in memory; 0: 16 MiB. The
-	// kernel keeps the pages that were read, so a chunk is of use here only while
-	// a program reads the rest of it.
+	// CacheBytes bounds the decompressed chunks kept in memory; 0: 32 MiB. They
+	// are forgotten when they were not used for a second: what was read is in the
+	// kernel's page cache.
 	CacheBytes int64
 	// DecodeBytes bounds the memory of members that are being decompressed,
 	// all layers together; 0: 16 MiB. A member that needs more goes alone.
@@ -33,7 +34,7 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	setDefault(&o.CacheBytes, 16<<20)
+	setDefault(&o.CacheBytes, 32<<20)
 	setDefault(&o.DecodeBytes, 16<<20)
 	setDefault(&o.ReadTimeout, 5*time.Minute)
 	setDefault(&o.Window, 4<<20)
@@ -54,20 +55,79 @@ type Pool struct {
 	cache  *cache
 	budget *semaphore.Weighted
 	lastID atomic.Uint64
+
+	expiry struct {
+		sync.Mutex
+		closed  bool
+		running bool
+		stop    chan struct{}
+		sync.WaitGroup
+	}
 }
 
 // NewPool makes a Pool; layers get it from Open.
 func NewPool(opts Options) *Pool {
 	opts = opts.withDefaults()
-	return &Pool{
+	p := &Pool{
 		opts:   opts,
 		cache:  newCache(opts.CacheBytes),
 		budget: semaphore.NewWeighted(opts.DecodeBytes),
 	}
+	p.expiry.stop = make(chan struct{})
+	return p
 }
 
-// Close gives memory back. Call it when all layers are closed.
-func (p *Pool) Close() { p.mem.releaseSpare() }
+// Close gives memory back. Call it when all layers are closed. Closing
+// twice does nothing.
+func (p *Pool) Close() {
+	p.expiry.Lock()
+	if !p.expiry.closed {
+		p.expiry.closed = true
+		close(p.expiry.stop)
+	}
+	p.expiry.Unlock()
+	p.expiry.Wait()
+	p.mem.releaseSpare(true)
+}
+
+// keep puts a chunk into the cache.
+func (p *Pool) keep(k chunkKey, b *buffer) {
+	p.cache.put(k, b)
+	p.expiry.Lock()
+	defer p.expiry.Unlock()
+	if !p.expiry.running && !p.expiry.closed {
+		p.expiry.running = true
+		p.expiry.Go(p.expire)
+	}
+}
+
+// expire empties the cache as its chunks come of age. It ends with the last one.
+func (p *Pool) expire() {
+	t := time.NewTicker(cacheIdle / 2)
+	defer t.Stop()
+	for {
+		select {
+		case <-p.expiry.stop:
+			return
+		case now := <-t.C:
+			if !p.cache.expire(now.Add(-cacheIdle)) && p.rest() {
+				p.mem.releaseSpare(false)
+				return
+			}
+		}
+	}
+}
+
+// rest ends the expiry, unless a chunk has come just now.
+func (p *Pool) rest() bool {
+	p.expiry.Lock()
+	defer p.expiry.Unlock()
+	if p.cache.bytes() > 0 {
+		return false
+	}
+	p.expiry.running = false
+	return true
+}
 
 // Memory is the bytes of chunk memory in use or kept for use at this moment,
 // outside of Go's heap.

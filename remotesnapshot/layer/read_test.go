@@ -133,6 +133,34 @@ func TestLargeChunkLeavesSmallOnesInTheCache(t *testing.T) {
 	require.Equal(t, loads, o.Info().Loads, "the small chunk and the last large one are still there")
 }
 
+func TestMemoryOfAnIdlePoolIsGivenBack(t *testing.T) {
+	files := someFiles()
+	o := build(t, estargz.FormatEStargz, files).open(t, Options{})
+	for range 2 {
+		checkFiles(t, o, files, 2, 20)
+		require.Positive(t, o.pool.cache.bytes())
+		eventually(t, "all memory is given back", func() bool { return o.pool.Memory() == 0 && o.pool.cache.bytes() == 0 })
+	}
+}
+
+func TestChunksInUseStayInTheCache(t *testing.T) {
+	c := newCache(1000)
+	var m memory
+	for n := range uint32(3) {
+		b, err := m.alloc(100)
+		require.NoError(t, err)
+		c.put(chunkKey{1, n}, b)
+		b.release()
+	}
+	later := time.Now()
+	c.get(chunkKey{1, 1}).release()
+	require.True(t, c.expire(later))
+	require.Nil(t, c.get(chunkKey{1, 0}))
+	c.get(chunkKey{1, 1}).release()
+	require.False(t, c.expire(time.Now().Add(time.Hour)))
+	require.Zero(t, c.bytes())
+}
+
 func TestWrongBytesAreFetchedOnceMore(t *testing.T) {
 	files := []file{{"good", noise(1, 3000)}, {"bad", noise(2, 5000)}}
 	b := build(t, estargz.FormatEStargz, files)

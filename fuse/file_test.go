@@ -113,7 +113,7 @@ func TestStateFile(t *testing.T) {
 func testStateFile(t *testing.T, dir string, c *ft.Content) {
 	require.NotContains(t, find(t, dir), ".stargz-snapshotter")
 	state := dir + "/.stargz-snapshotter"
-	path := state + "/" + c.Status().Digest.Encoded() + ".json"
+	path := state + "/" + c.Status().Digest.String() + ".json"
 
 	st := stat(t, state)
 	require.EqualValues(t, unix.S_IFDIR|0o500, st.Mode)

@@ -282,7 +282,7 @@ func FuzzRequests(f *testing.F) {
 		f.Add(op, dirs[1].NodeID(1), uint64(2), uint32(0), ".stargz-snapshotter")
 		f.Add(op, dirs[2].NodeID(n-1), uint64(1)<<63, uint32(1), "user.a")
 		f.Add(op, dirs[2].NodeID(n), uint64(math.MaxUint64), uint32(1), "")
-		f.Add(op, dirs[0].NodeID(fuse.StateDirIndex), uint64(3), uint32(200), content.Status().Digest.Encoded()+".json")
+		f.Add(op, dirs[0].NodeID(fuse.StateDirIndex), uint64(3), uint32(200), content.Status().Digest.String()+".json")
 		f.Add(op, dirs[0].NodeID(fuse.StateFileIndex), uint64(1000), uint32(200), "\xff/\x00..")
 		f.Add(op, uint64(1), uint64(0), uint32(64), "1")
 		f.Add(op, uint64(0), uint64(0), uint32(64), "1")

@@ -34,7 +34,7 @@ type stateFile struct {
 	}
 }
 
-func stateFileName(s Status) string { return s.Digest.Encoded() + ".json" }
+func stateFileName(s Status) string { return s.Digest.String() + ".json" }
 
 // refresh renders s. The modification time moves, strictly upwards, whenever the
 // bytes change: that is how the kernel learns that its pages are old.

@@ -92,7 +92,7 @@ func TestNoSharedInodeNumbers(t *testing.T) {
 	seen := map[[2]uint64]string{}
 	for _, d := range dirs {
 		own := map[[2]uint64]bool{}
-		for _, p := range append(find(t, d.Path()), ".", ".stargz-snapshotter", ".stargz-snapshotter/"+c.Status().Digest.Encoded()+".json") {
+		for _, p := range append(find(t, d.Path()), ".", ".stargz-snapshotter", ".stargz-snapshotter/"+c.Status().Digest.String()+".json") {
 			var st unix.Stat_t
 			if err := unix.Lstat(filepath.Join(d.Path(), p), &st); err != nil {
 				require.ErrorIs(t, err, unix.ENOENT) // the state file of another digest

@@ -12,7 +12,7 @@ import (
 )
 
 // stressNames are what tests of concurrency are called.
-var stressNames = regexp.MustCompile(`Stress|Concurren|Race|Parallel`)
+var stressNames = regexp.MustCompile(`Stress|Concurren|Race|Parallel|Chaos|ManyReaders|Readers|Blocked|Storm|AtATime|Mix`)
 
 // function is a test or fuzz target.
 type function struct {

@@ -18,18 +18,15 @@ import (
 // that its mirror and keys fit.
 type release struct {
 	Codename string
-	Mirror   string
+	Mirror   string // "" is debootstrap's own choice
 }
 
-const (
-	defaultCodename = "bookworm"
-	defaultMirror   = "http://deb.debian.org/debian"
-)
+const defaultCodename = "bookworm"
 
 // hostRelease reads the machine's release and the mirror that its apt uses. A
 // machine that is no Debian gets the defaults.
 func hostRelease(ctx context.Context) release {
-	rel := release{Codename: defaultCodename, Mirror: defaultMirror}
+	rel := release{Codename: defaultCodename}
 	fields := map[string]string{}
 	if file, err := os.Open("/etc/os-release"); err == nil {
 		defer file.Close()
@@ -71,9 +68,12 @@ func debootstrap(ctx context.Context, rel release, dir string) error {
 	if err := Install(ctx, "debootstrap", "debian-archive-keyring"); err != nil {
 		return err
 	}
-	Logf("debootstrap %s from %s", rel.Codename, rel.Mirror)
-	err := quiet(ctx, []string{chrootEnv[0], "LC_ALL=C"}, "debootstrap", "--variant=minbase", rel.Codename, dir, rel.Mirror)
-	if err != nil {
+	args := []string{"debootstrap", "--variant=minbase", rel.Codename, dir}
+	if rel.Mirror != "" {
+		args = append(args, rel.Mirror)
+	}
+	Logf("debootstrap %s %s", rel.Codename, rel.Mirror)
+	if err := quiet(ctx, []string{chrootEnv[0], "LC_ALL=C"}, args...); err != nil {
 		return err
 	}
 	return tidy(dir)

@@ -105,7 +105,9 @@ func (d *Daemon) start(ctx context.Context, opts DaemonOptions) error {
 	socket := filepath.Join(d.dir, "s")
 	d.Addr = "unix://" + socket
 	args := []string{"--config", configPath, "--root", d.Root, "--addr", d.Addr,
-		"--oci-worker=true", "--containerd-worker=false", "--oci-worker-net=host"}
+		"--oci-worker=true", "--containerd-worker=false", "--oci-worker-net=host",
+		// The default is one place for all daemons, and the first that ends takes it away.
+		"--otel-socket-path", filepath.Join(d.dir, "otel.sock")}
 	if opts.Snapshotter != "" {
 		args = append(args, "--oci-worker-snapshotter="+opts.Snapshotter)
 	}

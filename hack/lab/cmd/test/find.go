@@ -14,6 +14,9 @@ import (
 // stressNames are what tests of concurrency are called.
 var stressNames = regexp.MustCompile(`Stress|Concurren|Race|Parallel|Chaos|ManyReaders|Readers|Blocked|Storm|AtATime|Mix`)
 
+// allocNames are what tests that count allocations are called.
+var allocNames = regexp.MustCompile(`Alloc`)
+
 // function is a test or fuzz target.
 type function struct {
 	pkg  string // ./path

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -39,6 +40,7 @@ var stages = []stage{
 	{"fmt", "gofmt has nothing to say", (*runner).gofmt},
 	{"vet", "go vet has nothing to say", (*runner).vet},
 	{"unit", "the packages' tests, with the race detector", (*runner).unit},
+	{"alloc", "tests that count allocations, without the race detector", (*runner).alloc},
 	{"stress", "tests of concurrency again, on one processor", (*runner).stress},
 	{"fuzz", "every fuzz target for a while", (*runner).fuzz},
 	{"e2e", "builds on real images", (*runner).e2e},
@@ -194,6 +196,12 @@ func (r *runner) check(name, complaint string) {
 
 // unit runs the tests of all packages that need nothing but this machine.
 func (r *runner) unit(ctx context.Context) error {
+	// One test compares the daemon's help with stock's.
+	stock, err := lab.Stock(ctx)
+	if err != nil {
+		return err
+	}
+	os.Setenv("STOCK_BUILDKITD", stock.Buildkitd)
 	out, err := exec.CommandContext(ctx, "go", "list", "./...").Output()
 	if err != nil {
 		return fmt.Errorf("list the packages: %w", err)
@@ -210,22 +218,34 @@ func (r *runner) unit(ctx context.Context) error {
 // stress runs the tests of concurrency in the order of one processor, which
 // finds other races than many do.
 func (r *runner) stress(ctx context.Context) error {
+	return r.named(ctx, "stress", stressNames, "-race", "-cpu=1")
+}
+
+// alloc runs the tests that the race detector, which allocates itself, made
+// skip in unit.
+func (r *runner) alloc(ctx context.Context) error {
+	return r.named(ctx, "alloc", allocNames)
+}
+
+// named runs the production packages' tests that are called after a pattern,
+// and fails where there is none.
+func (r *runner) named(ctx context.Context, stage string, pattern *regexp.Regexp, args ...string) error {
 	found, err := find(r.root, "Test")
 	if err != nil {
 		return err
 	}
-	args := []string{"-race", "-timeout=10m", "-cpu=1", "-run=" + stressNames.String()}
+	args = append(args, "-timeout=10m", "-run="+pattern.String())
 	seen := map[string]bool{}
 	for _, f := range found {
-		if stressNames.MatchString(f.name) && !seen[f.pkg] && !strings.HasPrefix(f.pkg, "./hack/") {
+		if pattern.MatchString(f.name) && !seen[f.pkg] && !strings.HasPrefix(f.pkg, "./hack/") {
 			seen[f.pkg] = true
 			args = append(args, f.pkg)
 		}
 	}
 	if len(seen) == 0 {
-		return errors.New("no test is called after " + stressNames.String())
+		return errors.New("no test is called after " + pattern.String())
 	}
-	return r.goTest(ctx, "stress", args...)
+	return r.goTest(ctx, stage, args...)
 }
 
 func (r *runner) e2e(ctx context.Context) error {

@@ -11,7 +11,7 @@ import (
 func run(t *testing.T, script string) (*runner, error) {
 	t.Helper()
 	r := &runner{logs: t.TempDir()}
-	err := r.json(t.Context(), "stage", exec.Command("sh", "-c", script))
+	err := r.json(t.Context(), "stage", exec.CommandContext(t.Context(), "sh", "-c", script))
 	return r, err
 }
 
@@ -25,29 +25,29 @@ func TestCounts(t *testing.T) {
 	}{
 		{
 			name: "passes",
-			script: `echo '{"Action":"pass","Package":"p","Test":"TestA"}'
-echo '{"Action":"pass","Package":"p"}'`,
+			script: `printf '%s\n' '{"Action":"pass","Package":"p","Test":"TestA"}'
+printf '%s\n' '{"Action":"pass","Package":"p"}'`,
 			passed: 1,
 		}, {
 			name: "a test fails",
-			script: `echo '{"Action":"fail","Package":"p","Test":"TestA"}'
-echo '{"Action":"fail","Package":"p"}'; exit 1`,
+			script: `printf '%s\n' '{"Action":"fail","Package":"p","Test":"TestA"}'
+printf '%s\n' '{"Action":"fail","Package":"p"}'; exit 1`,
 			failed: []string{"p TestA"},
 		}, {
 			name:   "a package fails without a test",
-			script: `echo '{"Action":"fail","Package":"p"}'; exit 1`,
+			script: `printf '%s\n' '{"Action":"fail","Package":"p"}'; exit 1`,
 			failed: []string{"p: the package failed outside of its tests"},
 		}, {
 			name: "a test skips itself with a good reason",
-			script: `echo '{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:1: no such kernel\n"}'
-echo '{"Action":"skip","Package":"p","Test":"TestA"}'
-echo '{"Action":"pass","Package":"p"}'`,
+			script: `printf '%s\n' '{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:1: no such kernel\n"}'
+printf '%s\n' '{"Action":"skip","Package":"p","Test":"TestA"}'
+printf '%s\n' '{"Action":"pass","Package":"p"}'`,
 			skipped: []string{"p TestA: a_test.go:1: no such kernel"},
 		}, {
 			name: "a test skips itself for want of root",
-			script: `echo '{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:1: needs root\n"}'
-echo '{"Action":"skip","Package":"p","Test":"TestA"}'
-echo '{"Action":"pass","Package":"p"}'`,
+			script: `printf '%s\n' '{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:1: needs root\n"}'
+printf '%s\n' '{"Action":"skip","Package":"p","Test":"TestA"}'
+printf '%s\n' '{"Action":"pass","Package":"p"}'`,
 			failed: []string{"p TestA: skipped for want of a privilege: a_test.go:1: needs root"},
 		}, {
 			name:   "nothing runs",

@@ -54,7 +54,6 @@
 //   - the removal of a shared record does not count as space gained, since it was
 //     never counted as space used;
 //   - filters see a record's parents in a prune as they do in a usage report;
-//   - the parents of twins are not in use merely because both twins hold them;
 //   - the order of removal is a total order: what was never used comes first, and
 //     ties are decided by age and then by name.
 package prune

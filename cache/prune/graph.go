@@ -85,7 +85,7 @@ func (g graph) link(nodes map[string]*node) {
 	for _, n := range g {
 		for r := range n.records {
 			for _, id := range r.Parents {
-				if p := nodes[id]; p != nil && p != n {
+				if p := nodes[id]; p != nil {
 					n.parents = append(n.parents, p)
 					p.held = true
 				}

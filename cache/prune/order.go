@@ -14,13 +14,7 @@ import (
 // ranks lowest. Ties go to the older use, then to the older record, then to the
 // lower ID.
 func sortCandidates(cs []*client.UsageInfo) {
-	recent, highestRecent := ranks(cs, lastUse, time.Time.Compare)
-	often, highestOften := ranks(cs, usageCount, cmp.Compare[int])
-	score := make(map[string]int64, len(cs))
-	for i, c := range cs {
-		// recent/highestRecent + often/highestOften in whole numbers.
-		score[c.ID] = recent[i]*highestOften + often[i]*highestRecent
-	}
+	score := scores(cs)
 	slices.SortFunc(cs, func(a, b *client.UsageInfo) int {
 		return cmp.Or(
 			cmp.Compare(score[a.ID], score[b.ID]),
@@ -29,6 +23,17 @@ func sortCandidates(cs []*client.UsageInfo) {
 			cmp.Compare(a.ID, b.ID),
 		)
 	})
+}
+
+// scores returns the usefulness of candidates by ID, scaled to whole numbers.
+func scores(cs []*client.UsageInfo) map[string]int64 {
+	recent, highestRecent := ranks(cs, lastUse, time.Time.Compare)
+	often, highestOften := ranks(cs, usageCount, cmp.Compare[int])
+	score := make(map[string]int64, len(cs))
+	for i, c := range cs {
+		score[c.ID] = recent[i]*highestOften + often[i]*highestRecent
+	}
+	return score
 }
 
 // lastUse returns the time of the last use, or the zero time.

@@ -40,6 +40,14 @@ func TestOrder(t *testing.T) {
 			// last use: 2, 3, 4 of 4; count: 2, 3, 2 of 3. So 1.17, 1.67 and 1.75.
 			first: View{rec("b", ago(3*day), times(1)), rec("a", ago(day), times(1)), rec("c", ago(2*day), times(2))},
 		}, {
+			name: "ranks begin at two",
+			// last use: 2, 3 of 3; count: 2, 3, 4, 5 of 5. So 1.27, 1.4, 1.47 and 2;
+			// were they 1, 2 of 2 and 1, 2, 3, 4 of 4, it would be 1, 1.25, 1.25 and 2.
+			first: View{
+				rec("a", ago(2*day), times(2)), rec("b", ago(day), times(1)),
+				rec("c", ago(2*day), times(3)), rec("d", ago(day), times(4)),
+			},
+		}, {
 			name:  "alike in all: by name",
 			first: View{rec("a"), rec("b"), rec("c")},
 		},

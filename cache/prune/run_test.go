@@ -41,6 +41,10 @@ func TestFirstBatch(t *testing.T) {
 			name: "what is being removed holds its parents and is not removed twice",
 			view: View{rec("base"), rec("step", on("base"), removing)},
 		}, {
+			name: "a mutable parent waits too",
+			view: View{rec("mut", mutable), rec("step", on("mut"))},
+			want: []string{"step"},
+		}, {
 			name: "twins go together, by the name of the mutable one, before their parent",
 			view: View{rec("base"), rec("mut", mutable, on("base"), twinOf("imm")), rec("imm", on("base"))},
 			want: []string{"mut"},

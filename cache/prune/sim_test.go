@@ -16,7 +16,7 @@ import (
 // meanwhile, and holds every step to the rules, which are written here once more
 // and plainly.
 func TestSimulation(t *testing.T) {
-	for seed := range uint64(2000) {
+	for seed := range uint64(500) {
 		s := newSim(t, seed)
 		if !t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { s.T = t; s.prune() }) {
 			return

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteserrors "github.com/containerd/containerd/v2/core/remotes/errors"
 )
 
 // sessionTries is how often one session may answer refusals of a request: a stale
@@ -18,7 +19,9 @@ var errRefused = errors.New("no attached session is accepted by the registry")
 
 // chain is an authorizer that speaks for one session after the other.
 type chain struct {
-	rejected func(n int) // told which of the authorizers failed, when another follows
+	// failed is told which of the authorizers could not satisfy the host, and
+	// whether the host has refused it.
+	failed func(n int, refused bool)
 
 	mu    sync.Mutex
 	auths []docker.Authorizer
@@ -43,7 +46,7 @@ func (c *chain) Authorize(ctx context.Context, req *http.Request) error {
 			return nil
 		}
 		err := a.Authorize(ctx, req)
-		if err == nil || ctx.Err() != nil || !c.NextIdentity() {
+		if err == nil || ctx.Err() != nil || !c.next(isRefusedToken(err)) {
 			return err
 		}
 	}
@@ -60,10 +63,20 @@ func (c *chain) AddResponses(ctx context.Context, responses []*http.Response) er
 	if own != nil {
 		err = a.AddResponses(ctx, own)
 	}
-	if err == nil || ctx.Err() != nil || !c.NextIdentity() {
+	if err == nil || ctx.Err() != nil || !c.next(true) {
 		return err
 	}
 	return nil // the request is sent again, and its refusal goes to the next session
+}
+
+// isRefusedToken says whether err is the answer of a token server that a session
+// may not have a token, rather than a fault on the way to it.
+func isRefusedToken(err error) bool {
+	var us remoteserrors.ErrUnexpectedStatus
+	if errors.As(err, &us) {
+		return us.StatusCode == http.StatusUnauthorized || us.StatusCode == http.StatusForbidden
+	}
+	return errors.Is(err, docker.ErrInvalidAuthorization)
 }
 
 // current returns the session's authorizer and those of the responses that it is
@@ -86,16 +99,17 @@ func (c *chain) current(responses []*http.Response) (docker.Authorizer, []*http.
 
 // NextIdentity goes on to the next session, for refusals that are no question of
 // authentication (forbidden, not found). It returns false when there is none.
-func (c *chain) NextIdentity() bool {
+func (c *chain) NextIdentity() bool { return c.next(true) }
+
+func (c *chain) next(refused bool) bool {
 	c.mu.Lock()
-	if c.cur+1 >= len(c.auths) {
-		c.mu.Unlock()
-		return false
-	}
 	failed := c.cur
-	c.cur++
-	c.tries = 0
+	more := failed+1 < len(c.auths)
+	if more {
+		c.cur++
+		c.tries = 0
+	}
 	c.mu.Unlock()
-	c.rejected(failed)
-	return true
+	c.failed(failed, refused)
+	return more
 }

@@ -3,20 +3,12 @@ package session
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/resolver"
-)
-
-const (
-	maxSessions = 16              // kept for one repository
-	grace       = 5 * time.Second // a session may connect that much later than it was attached
-	firstSweep  = 128             // repositories; the next sweep comes at twice what was left
 )
 
 // Registry knows which sessions may authenticate reads of which repository. Safe
@@ -27,86 +19,53 @@ type Registry struct {
 
 	mu struct {
 		sync.Mutex
-		repos   map[string][]attached // by repository, the one to ask first at the front
-		sweepAt int
-	}
-}
+		repos   map[string]*repository // those that somebody holds or is attached to
+		sweepAt int                    // repositories; see Attach
+		seq     uint64                 // counts refusals
 
-type attached struct {
-	id    string
-	since time.Time
+		proofs   map[claim]bksession.Caller // the session that proved the claim
+		forgetAt int                        // proofs; those of ended sessions are forgotten then
+		proving  map[claim]*proving         // requests under way
+	}
 }
 
 // New uses hosts for the registry configuration (mirrors, TLS, plain HTTP) and
 // sm to reach the clients that hold credentials; without sm all reads are anonymous.
 func New(hosts docker.RegistryHosts, sm *bksession.Manager) *Registry {
 	r := &Registry{hosts: hosts, sm: sm}
-	r.mu.repos = map[string][]attached{}
+	r.mu.repos = map[string]*repository{}
 	r.mu.sweepAt = firstSweep
+	r.mu.proofs = map[claim]bksession.Caller{}
+	r.mu.forgetAt = firstSweep
+	r.mu.proving = map[claim]*proving{}
 	return r
 }
 
-// Attach lets reads of ref's repository use the sessions from now on. They are
-// asked before those attached earlier. Sessions that have ended are forgotten by
-// themselves, and the oldest ones when there are very many. Whether a session may
-// read the repository shows when it is used; HostsOf serves to find out before.
-// A ref that can't be parsed attaches nothing.
-func (r *Registry) Attach(ref string, ids ...string) {
-	spec, err := reference.Parse(ref)
-	if err != nil || r.sm == nil {
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	have := r.mu.repos[spec.Locator]
-	now := time.Now()
-	var list []attached
-	for _, id := range ids {
-		if id != "" && !slices.ContainsFunc(list, func(a attached) bool { return a.id == id }) {
-			list = append(list, attached{id, now})
-		}
-	}
-	for _, a := range have {
-		if !slices.ContainsFunc(list, func(b attached) bool { return a.id == b.id }) {
-			list = append(list, a)
-		}
-	}
-	if len(list) == 0 {
-		return
-	}
-	r.mu.repos[spec.Locator] = list[:min(len(list), maxSessions)]
-	if len(r.mu.repos) >= r.mu.sweepAt {
-		for repo := range r.mu.repos {
-			r.aliveLocked(repo, now)
-		}
-		r.mu.sweepAt = max(firstSweep, 2*len(r.mu.repos))
-	}
-}
-
 // Hosts returns the hosts to ask for blobs of ref's repository, mirrors first,
-// with authorizers that go through the attached sessions that are alive (without
-// one: anonymously). Cheap enough for each fetch: it never waits for a session
-// that is gone, and opens no connection. The authorizers belong to one user at a
-// time each.
+// with authorizers that go through the sessions of all present holds that are
+// alive (without one: anonymously). Cheap enough for each fetch: it never waits
+// for a session that is gone, and opens no connection. The authorizers belong to
+// one user at a time each; they keep their sessions when a hold is released.
 func (r *Registry) Hosts(ctx context.Context, ref string) ([]docker.RegistryHost, error) {
 	spec, err := reference.Parse(ref)
 	if err != nil {
 		return nil, fmt.Errorf("hosts of %q: %w", ref, err)
 	}
-	r.mu.Lock()
-	ids := r.aliveLocked(spec.Locator, time.Now())
-	r.mu.Unlock()
-	return r.hostsOf(spec, ids)
+	return r.hostsOf(spec, r.sessionsOf(spec.Locator))
 }
 
-// HostsOf is Hosts with one session only, attached or not: a request through them
-// proves what this session may read. A session that is gone is an error.
+// HostsOf is Hosts with one session only, held or not, or with none for "": a
+// request through them proves what this session, or anybody, may read. A session
+// that is gone is an error.
 func (r *Registry) HostsOf(ctx context.Context, ref, id string) ([]docker.RegistryHost, error) {
 	spec, err := reference.Parse(ref)
 	if err != nil {
 		return nil, fmt.Errorf("hosts of %q: %w", ref, err)
 	}
-	if !r.alive(id) {
+	if id == "" {
+		return r.hostsOf(spec, nil)
+	}
+	if r.caller(id) == nil {
 		return nil, fmt.Errorf("hosts of %s: session %s: %w", ref, id, bksession.ErrNoActiveSessions)
 	}
 	return r.hostsOf(spec, []string{id})
@@ -133,7 +92,13 @@ func (r *Registry) hostsOf(spec reference.Spec, ids []string) ([]docker.Registry
 		if n == 0 {
 			hosts = got
 			for i := range hosts {
-				chains[i] = &chain{rejected: func(n int) { r.demote(spec.Locator, ids[n]) }}
+				// Mirrors say nothing of what the registry would.
+				registry := i == len(hosts)-1
+				chains[i] = &chain{failed: func(n int, refused bool) {
+					if n < len(ids) {
+						r.failed(claim{spec.Locator, ids[n]}, refused && registry)
+					}
+				}}
 			}
 		}
 		for i := range min(len(got), len(hosts)) {
@@ -146,46 +111,14 @@ func (r *Registry) hostsOf(spec reference.Spec, ids []string) ([]docker.Registry
 	return hosts, nil
 }
 
-// aliveLocked returns the sessions of a repository that are there, in the order
-// to ask them, and forgets those that are gone for good.
-func (r *Registry) aliveLocked(repo string, now time.Time) (ids []string) {
-	list := r.mu.repos[repo]
-	var kept []attached
-	for _, a := range list {
-		switch {
-		case r.alive(a.id):
-			ids = append(ids, a.id)
-		case now.Sub(a.since) > grace:
-			continue
-		}
-		kept = append(kept, a)
-	}
-	if len(kept) == 0 {
-		delete(r.mu.repos, repo)
-	} else {
-		r.mu.repos[repo] = kept
-	}
-	return ids
-}
-
-// alive says whether a session is connected, without waiting for it.
-func (r *Registry) alive(id string) bool {
+// caller is the session, nil unless it is connected. Never waits.
+func (r *Registry) caller(id string) bksession.Caller {
 	if r.sm == nil || id == "" {
-		return false
+		return nil
 	}
 	c, err := r.sm.Get(context.Background(), id, true)
-	return err == nil && c != nil
-}
-
-// demote puts a session that was refused behind the others.
-func (r *Registry) demote(repo, id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	list := slices.Clone(r.mu.repos[repo])
-	i := slices.IndexFunc(list, func(a attached) bool { return a.id == id })
-	if i < 0 {
-		return
+	if err != nil {
+		return nil
 	}
-	a := list[i]
-	r.mu.repos[repo] = append(slices.Delete(list, i, i+1), a)
+	return c
 }

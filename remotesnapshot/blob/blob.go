@@ -183,7 +183,10 @@ func (b *Blob) Check(ctx context.Context) error {
 }
 
 // CheckOrigin is Check for one origin, known or not. It proves that whoever
-// stands behind o.Hosts may read the blob.
+// stands behind o.Hosts may read the blob: the request is theirs alone, and goes to
+// the registry itself rather than where others were redirected to. An error has
+// the class of the last host's answer, which is the registry; the hosts before it
+// are mirrors, whose word counts only when it is yes.
 func (b *Blob) CheckOrigin(ctx context.Context, o Origin) error {
 	if b.released.Load() {
 		return ErrClosed
@@ -192,12 +195,29 @@ func (b *Blob) CheckOrigin(ctx context.Context, o Origin) error {
 	if err != nil {
 		return fmt.Errorf("check blob %s: %w", b.dgst, err)
 	}
-	return b.checkAny(ctx, cands)
+	errs := b.checkEach(ctx, cands)
+	switch n := len(errs); n {
+	case 0:
+		return nil
+	case 1:
+		return fmt.Errorf("check blob %s: %w", b.dgst, errs[0])
+	default:
+		return fmt.Errorf("check blob %s: %w (mirrors: %v)", b.dgst, errs[n-1], errors.Join(errs[:n-1]...))
+	}
 }
 
 func (e *entry) checkAny(ctx context.Context, cands []*candidate) error {
+	if errs := e.checkEach(ctx, cands); len(errs) > 0 {
+		return fmt.Errorf("check blob %s: %w", e.dgst, errors.Join(errs...))
+	}
+	return nil
+}
+
+// checkEach asks one candidate after the other until one has the blob; then there
+// is no error, and otherwise there is one of each.
+func (e *entry) checkEach(ctx context.Context, cands []*candidate) []error {
 	if len(cands) == 0 {
-		return fmt.Errorf("check blob %s: %w", e.dgst, errNoHosts)
+		return []error{errNoHosts}
 	}
 	var errs []error
 	for _, c := range cands {
@@ -207,7 +227,7 @@ func (e *entry) checkAny(ctx context.Context, cands []*candidate) error {
 		}
 		errs = append(errs, err)
 	}
-	return fmt.Errorf("check blob %s: %w", e.dgst, errors.Join(errs...))
+	return errs
 }
 
 // Close ends this hold; with the last one the blob's requests end and its list of

@@ -68,7 +68,8 @@ func (e *entry) firstByte(ctx context.Context, c *candidate) (int64, error) {
 	return cr.total, nil
 }
 
-// ask sends one request whose body nobody reads, and counts it.
+// ask sends one request whose body nobody reads, and counts it. It goes to the
+// registry: a target that somebody else was redirected to would answer anybody.
 func (e *entry) ask(ctx context.Context, c *candidate, method, rng string) (_ *http.Response, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -76,7 +77,7 @@ func (e *entry) ask(ctx context.Context, c *candidate, method, rng string) (_ *h
 	defer dog.stop()
 	rec := Request{Digest: e.dgst, Host: c.Host, Kind: KindCheck, Range: rng}
 	start := time.Now()
-	resp, err := e.send(ctx, dog, c, method, rng)
+	resp, err := e.sendRegistry(ctx, dog, c, method, rng)
 	err = causeOf(ctx, err)
 	if err == nil {
 		rec.Status = resp.StatusCode

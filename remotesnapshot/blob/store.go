@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -141,28 +140,6 @@ func (s *Store) end(e *entry) error {
 	s.mu.Unlock()
 	close(e.closed)
 	return err
-}
-
-// Usage is the disk space that a blob holds in the store, 0 for an unknown one.
-// It counts allocated blocks, not the length of the sparse file.
-func (s *Store) Usage(dgst digest.Digest) (int64, error) {
-	if err := dgst.Validate(); err != nil {
-		return 0, fmt.Errorf("usage of blob %q: %w", dgst, err)
-	}
-	var sum int64
-	for _, p := range []string{s.pathOf(dgst), s.pathOf(dgst) + hintSuffix} {
-		fi, err := os.Stat(p)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return 0, fmt.Errorf("usage of blob %s: %w", dgst, err)
-		}
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-			sum += st.Blocks * 512
-		}
-	}
-	return sum, nil
 }
 
 // Remove frees what the store holds of a blob that nobody has open; an open one

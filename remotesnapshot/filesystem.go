@@ -9,8 +9,8 @@ import (
 
 // FileSystem serves layers from directories. The snapshotter asks it under
 // containerd's metadata lock, so Open never waits for the network. A FileSystem
-// may also have the methods Attach and Usage of [Lazy]; they are used where they
-// are there.
+// may also have the method Usage of [Lazy], and a method Attach that lets the
+// sessions of a source authenticate; they are used where they are there.
 type FileSystem interface {
 	// Open returns the layer of src, counted: each Open is paired with one
 	// Layer.Close. When restore is false and the layer was not resolved before,
@@ -60,23 +60,7 @@ type Layer interface {
 	Close() error
 }
 
-// Lazy is the ability that a worker and its cache manager use beside the
-// snapshotter, keyed by digest, since containerd's metadata layer hides it.
-type Lazy interface {
-	// Resolve does all that needs the network for the layers of srcs, in
-	// parallel and without any lock: it finds, fetches and verifies their TOCs.
-	// Result i is nil when Open will succeed for srcs[i]; otherwise it says why
-	// the layer can't be lazy.
-	Resolve(ctx context.Context, srcs ...Source) []error
-	// Attach lets reads of src's layer authenticate through src.Sessions from now
-	// on. It does not wait for a session or for the network.
-	Attach(src Source)
-	// Usage is the disk space that the layer's blob and TOC hold, in bytes; 0 for
-	// a layer that holds none.
-	Usage(dgst digest.Digest) (int64, error)
-}
-
-// attacher is the ability to let sessions authenticate: [Lazy.Attach].
+// attacher is the ability to let sessions authenticate until they end.
 type attacher interface{ Attach(src Source) }
 
 // usager is the ability to tell a layer's disk space: [Lazy.Usage].

@@ -115,6 +115,28 @@ var known = func() map[string]struct {
 	return m
 }()
 
+// KnownAnnotations is the part of a layer descriptor's annotations that a
+// [Source] carries; nil when there is none. A key with an empty value is absent.
+func KnownAnnotations(annotations map[string]string) map[string]string {
+	var out map[string]string
+	for k, v := range annotations {
+		if !isAnnotation(k) || v == "" {
+			continue
+		}
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[k] = v
+	}
+	return out
+}
+
+// isAnnotation says whether key is, by its own name, an annotation that labels carry.
+func isAnnotation(key string) bool {
+	e, ok := known[key]
+	return ok && e.field == fieldAnnotation && e.annotation == key
+}
+
 // splitLabel parts a key into the label that it means and BuildKit's temporary
 // suffix ("" for a plain key). ok is false for labels of others. A session's
 // label comes back with its number: ".../stargz.session.3".
@@ -333,7 +355,7 @@ func (s Source) Labels() map[string]string {
 		m[labelLayers] = list.String()
 	}
 	for k, v := range s.Annotations {
-		if e, ok := known[k]; !ok || e.field != fieldAnnotation || e.annotation != k || v == "" {
+		if !isAnnotation(k) || v == "" {
 			continue
 		}
 		if !strings.HasPrefix(k, inherited) {

@@ -243,3 +243,37 @@ func FuzzParseLabels(f *testing.F) {
 		}
 	})
 }
+
+func TestKnownAnnotations(t *testing.T) {
+	got := KnownAnnotations(map[string]string{
+		AnnotationTOCDigest: d1.String(), AnnotationUncompressedSize: "10", AnnotationPrefetch: "",
+		AnnotationZstdChecksum: d1.String(), AnnotationZstdPosition: "1:2:3:1",
+		AnnotationZstdChecksumLegacy: d2.String(), AnnotationZstdPositionLegacy: "1:2:3:1",
+		labelReference: testRef, labelAnnotation + AnnotationZstdChecksum: d3.String(),
+		"org.opencontainers.image.title": "x",
+	})
+	want := map[string]string{
+		AnnotationTOCDigest: d1.String(), AnnotationUncompressedSize: "10",
+		AnnotationZstdChecksum: d1.String(), AnnotationZstdPosition: "1:2:3:1",
+		AnnotationZstdChecksumLegacy: d2.String(), AnnotationZstdPositionLegacy: "1:2:3:1",
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	src := Source{Reference: testRef, Digest: d1, Annotations: got}
+	labels := src.Labels()
+	for k := range labels {
+		if !strings.HasPrefix(k, inherited) {
+			t.Errorf("containerd would drop label %s", k)
+		}
+	}
+	back, ok, err := ParseLabels(labels)
+	if err != nil || !ok || !maps.Equal(back.Annotations, want) {
+		t.Errorf("labels lead to %v, %v, %v", back, ok, err)
+	}
+	for _, none := range []map[string]string{nil, {"x": "y", AnnotationTOCDigest: ""}} {
+		if got := KnownAnnotations(none); got != nil {
+			t.Errorf("%v: got %v", none, got)
+		}
+	}
+}

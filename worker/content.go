@@ -23,10 +23,8 @@ import (
 
 // unlazier is the part of the lazy file system that makes a layer local.
 type unlazier interface {
-	// Unlazy returns the path of a file with the whole, verified blob: what is
-	// missing of it is fetched first. The file's bytes never change afterwards.
-	// errdefs.ErrNotFound when the file system holds nothing of the blob.
-	Unlazy(ctx context.Context, dgst digest.Digest) (path string, err error)
+	// Unlazy is that of remotesnapshot.Lazy.
+	Unlazy(ctx context.Context, src remotesnapshot.Source) (path string, release func(), err error)
 	// Fetched is the number of bytes of the blob that are on disk, and its
 	// size; zeros when unknown.
 	Fetched(dgst digest.Digest) (fetched, size int64)
@@ -88,18 +86,21 @@ func (s *adoptingStore) Writer(ctx context.Context, opts ...content.WriterOpt) (
 	if dgst == "" || dgst.Validate() != nil || !isLayer(o.Desc.MediaType) {
 		return s.Store.Writer(ctx, opts...)
 	}
-	path, err := s.unlazy(ctx, o.Desc)
+	src, ok := s.lazy.SourceOf(dgst)
+	if !ok {
+		return s.Store.Writer(ctx, opts...)
+	}
+	path, release, err := s.unlazy(ctx, src)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !errdefs.IsNotFound(err) {
-			// BuildKit's own provider may know a way that we don't, with the
-			// credentials of the session that asks.
-			bklog.G(ctx).WithError(err).Warnf("layer %s can't be completed, pulling it whole", dgst)
-		}
+		// BuildKit's own provider may know a way that we don't, with the
+		// credentials of the session that asks.
+		bklog.G(ctx).WithError(err).Warnf("layer %s can't be completed, pulling it whole", dgst)
 		return s.Store.Writer(ctx, opts...)
 	}
+	defer release()
 	if err := s.link(path, dgst); err != nil {
 		// Nothing is lost: the writer is filled from the file below.
 		bklog.G(ctx).WithError(err).Warn("copying a layer into the content store")
@@ -125,15 +126,12 @@ func isLayer(mediaType string) bool {
 }
 
 // unlazy reports on the build's progress while bytes come in.
-func (s *adoptingStore) unlazy(ctx context.Context, desc ocispecs.Descriptor) (string, error) {
-	if _, ok := s.lazy.SourceOf(desc.Digest); !ok {
-		return "", fmt.Errorf("layer %s: %w", desc.Digest, errdefs.ErrNotFound)
-	}
-	if fetched, size := s.lazy.Fetched(desc.Digest); fetched < size || size == 0 {
-		stop := s.report(ctx, desc.Digest)
+func (s *adoptingStore) unlazy(ctx context.Context, src remotesnapshot.Source) (path string, release func(), err error) {
+	if fetched, size := s.lazy.Fetched(src.Digest); fetched < size || size == 0 {
+		stop := s.report(ctx, src.Digest)
 		defer stop()
 	}
-	return s.lazy.Unlazy(ctx, desc.Digest)
+	return s.lazy.Unlazy(ctx, src)
 }
 
 // report sends what has been fetched to the vertex's progress, twice a second,

@@ -30,21 +30,23 @@ type fakeLazy struct {
 	size   int64
 	before func()
 	err    error
-	calls  int
+	calls  int // of Unlazy
+
+	released int // files that Unlazy returned
 }
 
-func (f *fakeLazy) Unlazy(_ context.Context, dgst digest.Digest) (string, error) {
+func (f *fakeLazy) Unlazy(_ context.Context, src remotesnapshot.Source) (string, func(), error) {
 	f.calls++
 	if f.before != nil {
 		f.before()
 	}
 	if f.err != nil {
-		return "", f.err
+		return "", nil, f.err
 	}
-	if dgst != f.dgst {
-		return "", fmt.Errorf("blob %s: %w", dgst, errdefs.ErrNotFound)
+	if src.Digest != f.dgst {
+		return "", nil, fmt.Errorf("blob %s: %w", src.Digest, errdefs.ErrNotFound)
 	}
-	return f.path, nil
+	return f.path, func() { f.released++ }, nil
 }
 
 func (f *fakeLazy) Fetched(dgst digest.Digest) (int64, int64) {
@@ -124,6 +126,7 @@ func TestLazyBlobIsAdoptedWithoutCopy(t *testing.T) {
 
 	_, err = e.cs.Writer(e.ctx, content.WithRef("again"), content.WithDescriptor(e.desc))
 	require.True(t, errdefs.IsAlreadyExists(err), "got %v", err)
+	require.Equal(t, e.lazy.calls, e.lazy.released, "each file is released")
 }
 
 // collectingStore loses the linked file before the metadata layer looks, as a

@@ -18,10 +18,18 @@ import (
 // read lock while a snapshot is prepared: what needs the network is done here.
 type lazySnapshotter struct {
 	snapshot.Snapshotter
-	lazy  remotesnapshot.Lazy
+	lazy  lazyResolver
 	steps *stepMounts
 
 	starting *starting
+}
+
+// lazyResolver is the part of the lazy file system that makes layers lazy.
+type lazyResolver interface {
+	// Resolve is that of remotesnapshot.Lazy.
+	Resolve(ctx context.Context, srcs ...remotesnapshot.Source) []error
+	// Attach lets reads of src's layer authenticate through src.Sessions.
+	Attach(src remotesnapshot.Source)
 }
 
 // Stat hides from BuildKit, while it starts, that snapshots are remote.

@@ -50,7 +50,7 @@ func (r *recorder) Remove(_ context.Context, key string) error {
 	return nil
 }
 
-// lazySide has a Usage of its own.
+// lazySide is the lazy file system.
 type lazySide struct{ *recorder }
 
 func (r lazySide) Resolve(_ context.Context, srcs ...remotesnapshot.Source) []error {
@@ -63,8 +63,6 @@ func (r lazySide) Resolve(_ context.Context, srcs ...remotesnapshot.Source) []er
 }
 
 func (r lazySide) Attach(src remotesnapshot.Source) { r.attached = append(r.attached, src) }
-
-func (r lazySide) Usage(digest.Digest) (int64, error) { return 0, nil }
 
 const (
 	testRef    = "registry.example/app:v1"

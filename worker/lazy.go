@@ -44,18 +44,11 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 	if ttl == 0 {
 		ttl = defaultTTL
 	}
-	fs, err := lazyfs.New(ctx, lazyfs.Options{
+	lopts := lazyfs.Options{
 		Root:      filepath.Join(dir, lazyDir),
 		MountRoot: root,
 		UserXattr: userXattr,
-		Hosts: func(ref string) blob.Hosts {
-			return func(ctx context.Context) ([]docker.RegistryHost, error) {
-				hosts, err := registry.Hosts(ctx, ref)
-				return traffic.watch(hosts), err
-			}
-		},
-		Attach: registry.Attach,
-		TTL:    ttl,
+		TTL:       ttl,
 		// What is kept is the cache manager's to say: a prune means it.
 		KeepBytes: -1,
 		Debug:     opts.Lazy.Debug,
@@ -71,7 +64,9 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 			BackoffMax:  opts.Lazy.MaxWait,
 			OnError:     func(err error) { bklog.L.WithError(err).Warn("blob store") },
 		},
-	})
+	}
+	askThrough(&lopts, registry, traffic)
+	fs, err := lazyfs.New(ctx, lopts)
 	if err != nil {
 		return storage{}, err
 	}
@@ -114,4 +109,23 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 			return err
 		},
 	}, nil
+}
+
+// askThrough makes a lazy file system's requests with the credentials of sessions,
+// and has them watched.
+func askThrough(o *lazyfs.Options, registry *session.Registry, t *traffic) {
+	o.Hosts = func(ref string) blob.Hosts {
+		return func(ctx context.Context) ([]docker.RegistryHost, error) {
+			hosts, err := registry.Hosts(ctx, ref)
+			return t.watch(hosts), err
+		}
+	}
+	o.HostsOf = func(ref, id string) blob.Hosts {
+		return func(ctx context.Context) ([]docker.RegistryHost, error) {
+			hosts, err := registry.HostsOf(ctx, ref, id)
+			return t.watch(hosts), err
+		}
+	}
+	o.Sessions = registry
+	o.Attach = registry.Attach
 }

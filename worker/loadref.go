@@ -11,6 +11,8 @@ import (
 	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // LoadRef returns the record of a cached result.
@@ -33,7 +35,7 @@ func (w *Worker) LoadRef(ctx context.Context, id string, hidden bool) (cache.Imm
 			return nil, err
 		}
 		handlers[dgst] = &cache.DescHandler{
-			Provider:       func(bksession.Group) content.Provider { return lazyProvider{w.parts.storage.lazy} },
+			Provider:       func(bksession.Group) content.Provider { return lazyProvider{w.parts.storage.lazy, src} },
 			SnapshotLabels: src.Labels(),
 			Annotations:    src.Annotations,
 			Ref:            src.Reference,
@@ -50,13 +52,17 @@ func (w *Worker) LoadRef(ctx context.Context, id string, hidden bool) (cache.Imm
 	return ref, nil
 }
 
-// lazyProvider reads blobs of lazy layers, whole.
-type lazyProvider struct{ lazy unlazier }
+// lazyProvider reads the blob of a lazy layer, whole.
+type lazyProvider struct {
+	lazy unlazier
+	src  remotesnapshot.Source
+}
 
 func (p lazyProvider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
-	path, err := p.lazy.Unlazy(ctx, desc.Digest)
+	path, release, err := p.lazy.Unlazy(ctx, p.src)
 	if err != nil {
 		return nil, err
 	}
+	defer release() // the reader keeps the file itself
 	return local.OpenReader(path)
 }

@@ -114,6 +114,14 @@ func (fs *FS) unusedBlobs(needed map[digest.Digest]bool) (list []kept, err error
 		if needed[d] {
 			continue
 		}
+		// What another store has as well costs nothing, and spares a fetch.
+		linked, err := fs.blobs.Linked(d)
+		if err != nil {
+			return nil, err
+		}
+		if linked {
+			continue
+		}
 		size, err := fs.blobs.Usage(d)
 		if err != nil {
 			return nil, err

@@ -10,6 +10,9 @@
 // is mounted, or a Resolve under way. A pending entry has a directory but no TOC
 // yet (a snapshot restored from disk, before its first use).
 //
+// To have a blob whole, to know what is on disk of it, and to ask who may read it,
+// takes no entry: Unlazy, Info and Authorize work on the blob alone.
+//
 // # On disk
 //
 //	Root/blobs    sparse files of blobs and what is present of them (package blob)

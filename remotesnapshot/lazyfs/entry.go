@@ -28,11 +28,11 @@ type request struct {
 
 func newRequest(src remotesnapshot.Source) (request, error) {
 	if err := src.Digest.Validate(); err != nil {
-		return request{}, fmt.Errorf("layer %q of %s: %w", string(src.Digest), src.Reference, err)
+		return request{}, fmt.Errorf("digest: %w", err)
 	}
 	hints, err := estargz.ParseHints(src.Annotations)
 	if err != nil {
-		return request{}, fmt.Errorf("layer %s of %s: %w", src.Digest, src.Reference, err)
+		return request{}, fmt.Errorf("annotations: %w", err)
 	}
 	return request{Source: src, hints: hints}, nil
 }

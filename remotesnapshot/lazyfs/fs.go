@@ -108,11 +108,11 @@ func (fs *FS) shut() (entries []*entry) {
 func (fs *FS) Open(src remotesnapshot.Source, restore bool) (remotesnapshot.Layer, error) {
 	r, err := newRequest(src)
 	if err != nil {
-		return nil, err
+		return nil, named("open", src, err)
 	}
 	e, err := fs.hold(r)
 	if err != nil {
-		return nil, err
+		return nil, named("open", src, err)
 	}
 	h := &handle{fs: fs, entry: e, request: r}
 	if e.content.layer.Load() != nil {
@@ -120,12 +120,15 @@ func (fs *FS) Open(src remotesnapshot.Source, restore bool) (remotesnapshot.Laye
 	}
 	if err := fs.openKept(e, r); err != nil && !restore {
 		fs.release(e)
-		return nil, fmt.Errorf("open %s: %w: %w", r.Digest, cerrdefs.ErrUnavailable, err)
+		return nil, named("open", src, fmt.Errorf("%w: %w", cerrdefs.ErrUnavailable, err))
 	}
 	return h, nil
 }
 
-// Attach implements remotesnapshot.Lazy.
+// Attach lets reads of src's layer authenticate through src.Sessions until these
+// end. It does not wait for a session or for the network.
+//
+// Deprecated: use Hold.
 func (fs *FS) Attach(src remotesnapshot.Source) {
 	if len(src.Sessions) > 0 {
 		fs.opts.Attach(src.Reference, src.Sessions...)
@@ -189,15 +192,23 @@ func (fs *FS) release(e *entry) {
 
 // expire closes an entry that nobody came back for.
 func (fs *FS) expire(e *entry) {
-	fs.mu.Lock()
-	idle := e.holds == 0 && fs.mu.entries[e.key] == e
-	if idle {
-		delete(fs.mu.entries, e.key)
+	if !fs.idle(e, false) {
+		return
 	}
-	fs.mu.Unlock()
-	if idle {
-		// Only the order in which Collect frees depends on it.
-		_ = fs.markUsed(e.key)
+	// Only the order in which Collect frees depends on it.
+	_ = fs.markUsed(e.key)
+	if fs.idle(e, true) {
 		e.close()
 	}
+}
+
+// idle says whether nobody holds an entry that is open, and drops it on demand.
+func (fs *FS) idle(e *entry, drop bool) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	idle := e.holds == 0 && fs.mu.entries[e.key] == e
+	if idle && drop {
+		delete(fs.mu.entries, e.key)
+	}
+	return idle
 }

@@ -40,7 +40,7 @@ func (h *handle) Resolve(ctx context.Context) error {
 	if h.entry.content.layer.Load() != nil {
 		return nil
 	}
-	return classify(h.request.Digest, h.fs.resolveEntry(ctx, h.entry, h.request))
+	return notLazy(h.request.Source, h.fs.resolveEntry(ctx, h.entry, h.request))
 }
 
 // Close implements remotesnapshot.Layer. It may be called more than once.

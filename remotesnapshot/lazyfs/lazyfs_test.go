@@ -94,8 +94,8 @@ func TestFilesComeWhenTheyAreRead(t *testing.T) {
 	require.Equal(t, 1, reg.Requests(), "footer and TOC")
 	check(t, dir, "b", contents(1, 1))
 	require.Less(t, reg.Bytes()-before, int64(250_000), "one file and some neighbours")
-	info, ok := w.Info(src.Digest)
-	require.True(t, ok)
+	info := w.Info(src.Digest)
+	require.True(t, info.Open)
 	require.Less(t, info.Fetched, info.Size)
 	require.NotZero(t, info.LastRead)
 	require.NoError(t, w.Check(t.Context(), src.Digest))
@@ -490,7 +490,7 @@ func TestStateFile(t *testing.T) {
 	require.NoError(t, err)
 	var state map[string]any
 	require.NoError(t, json.Unmarshal(raw, &state))
-	info, _ := w.Info(src.Digest)
+	info := w.Info(src.Digest)
 	require.EqualValues(t, info.Size, state["size"])
 	require.EqualValues(t, info.Fetched, state["fetchedSize"])
 }

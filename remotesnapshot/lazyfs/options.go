@@ -21,8 +21,15 @@ type Options struct {
 
 	// Hosts says where to ask for the blobs of an image reference; required.
 	Hosts func(reference string) blob.Hosts
-	// Attach is told which sessions may authenticate reads of a reference; nil:
-	// sessions are ignored.
+	// Sessions knows which sessions Hosts may use, and which may read what; nil:
+	// there are none, and all requests are as Hosts makes them.
+	Sessions Sessions
+	// HostsOf is Hosts for requests that one session makes alone, or, for "",
+	// nobody; nil: Hosts.
+	HostsOf func(reference, session string) blob.Hosts
+	// Attach is told of the sessions in Source.Sessions; nil: they are ignored.
+	//
+	// Deprecated: Sessions has an end for each.
 	Attach func(reference string, sessions ...string)
 
 	// TTL is how long a layer stays open after its last hold; 0: 2 minutes,
@@ -45,6 +52,13 @@ type Options struct {
 func (o Options) withDefaults() (Options, error) {
 	if o.Root == "" || o.MountRoot == "" || o.Hosts == nil {
 		return o, errors.New("lazyfs: Root, MountRoot and Hosts are required")
+	}
+	if o.Sessions == nil {
+		o.Sessions = nobody{}
+	}
+	if o.HostsOf == nil {
+		hosts := o.Hosts
+		o.HostsOf = func(reference, _ string) blob.Hosts { return hosts(reference) }
 	}
 	if o.Attach == nil {
 		o.Attach = func(string, ...string) {}

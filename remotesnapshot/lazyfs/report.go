@@ -10,6 +10,7 @@ import (
 
 	cerrdefs "github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazykit/lazykit/estargz"
 	"github.com/lazykit/lazykit/remotesnapshot"
@@ -63,40 +64,73 @@ func (fs *FS) Report() Report {
 	return r
 }
 
-// Info reports one layer: the first open one of the blob. False when none is.
-func (fs *FS) Info(dgst digest.Digest) (layer.Info, bool) {
+// Info implements remotesnapshot.Lazy.
+func (fs *FS) Info(dgst digest.Digest) remotesnapshot.LayerInfo {
+	state, err := fs.blobs.State(dgst)
+	info := remotesnapshot.LayerInfo{Size: state.Size, Fetched: state.Fetched, Local: state.Local, LastError: fs.lastReason(dgst)}
+	if err != nil {
+		info.LastError = err.Error()
+	}
 	for _, e := range fs.entriesOf(dgst) {
-		if info, ok := e.content.info(); ok {
-			return info, true
+		i, ok := e.content.info()
+		if !ok {
+			continue
+		}
+		info.Open = true
+		info.Size, info.LastRead = i.Size, later(info.LastRead, i.LastRead)
+		info.Prefetched += i.Prefetched
+		if i.LastError != "" {
+			info.LastError = i.LastError
 		}
 	}
-	return layer.Info{}, false
+	return info
 }
 
-// Usage implements remotesnapshot.Lazy.
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// lastReason is why the layer's last Resolve failed, "" if it didn't.
+func (fs *FS) lastReason(dgst digest.Digest) string {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return fs.mu.reasons.of(dgst)
+}
+
+// Usage implements remotesnapshot.Lazy. A TOC that the manifest vouches for is
+// known, and counted, while its layer is open, as that of a snapshot is.
 func (fs *FS) Usage(dgst digest.Digest) (int64, error) {
 	n, err := fs.blobs.Usage(dgst)
 	if err != nil {
 		return 0, err
 	}
-	seen := map[string]bool{}
-	paths := []string{layer.TOCPath(fs.tocDir, dgst, estargz.Hints{})}
+	paths := map[string]struct{}{layer.TOCPath(fs.tocDir, dgst, estargz.Hints{}): {}}
 	for _, e := range fs.entriesOf(dgst) {
-		paths = append(paths, layer.TOCPath(fs.tocDir, dgst, estargz.Hints{TOCDigest: e.key.toc}))
+		paths[layer.TOCPath(fs.tocDir, dgst, estargz.Hints{TOCDigest: e.key.toc})] = struct{}{}
 	}
-	for _, p := range paths {
-		if seen[p] {
-			continue
-		}
-		seen[p] = true
-		switch st, err := os.Stat(p); {
-		case err == nil:
-			n += st.Size()
-		case !errors.Is(err, os.ErrNotExist):
+	for path := range paths {
+		size, err := allocated(path)
+		if err != nil {
 			return 0, err
 		}
+		n += size
 	}
 	return n, nil
+}
+
+// allocated is the disk space of a file, in bytes; 0 when it is not there.
+func allocated(path string) (int64, error) {
+	var st unix.Stat_t
+	switch err := unix.Stat(path, &st); {
+	case errors.Is(err, os.ErrNotExist):
+		return 0, nil
+	case err != nil:
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Blocks * 512, nil
 }
 
 func (fs *FS) entriesOf(dgst digest.Digest) (entries []*entry) {
@@ -138,6 +172,14 @@ func (r *reasons) add(n Reason) {
 
 func (r *reasons) drop(dgst digest.Digest) {
 	r.last = slices.DeleteFunc(r.last, func(n Reason) bool { return n.Digest == dgst })
+}
+
+func (r *reasons) of(dgst digest.Digest) string {
+	i := slices.IndexFunc(r.last, func(n Reason) bool { return n.Digest == dgst })
+	if i < 0 {
+		return ""
+	}
+	return r.last[i].Err
 }
 
 func (r *reasons) list() []Reason {

@@ -25,7 +25,7 @@ func (fs *FS) Resolve(ctx context.Context, srcs ...remotesnapshot.Source) []erro
 			} else {
 				fs.note(src, err)
 			}
-			errs[i] = classify(src.Digest, err)
+			errs[i] = notLazy(src, err)
 		})
 	}
 	fs.resolveAhead(srcs)

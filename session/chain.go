@@ -3,7 +3,9 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"regexp"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -45,7 +47,7 @@ func (c *chain) Authorize(ctx context.Context, req *http.Request) error {
 		if a == nil {
 			return nil
 		}
-		err := a.Authorize(ctx, req)
+		err := typed(a.Authorize(ctx, req))
 		if err == nil || ctx.Err() != nil || !c.next(isRefusedToken(err)) {
 			return err
 		}
@@ -74,9 +76,21 @@ func (c *chain) AddResponses(ctx context.Context, responses []*http.Response) er
 func isRefusedToken(err error) bool {
 	var us remoteserrors.ErrUnexpectedStatus
 	if errors.As(err, &us) {
-		return us.StatusCode == http.StatusUnauthorized || us.StatusCode == http.StatusForbidden
+		return us.StatusCode == http.StatusUnauthorized || us.StatusCode == http.StatusForbidden || us.StatusCode == http.StatusBadRequest
 	}
 	return errors.Is(err, docker.ErrInvalidAuthorization)
+}
+
+// refusedByToken is what containerd's ErrUnexpectedStatus says of a refusal.
+var refusedByToken = regexp.MustCompile(`unexpected status from \w+ request to \S+: (400|401|403)\b`)
+
+// typed gives an error that came from a client back its type: most clients fetch
+// tokens themselves, and of a token server's answer only the text gets here.
+func typed(err error) error {
+	if err == nil || isRefusedToken(err) || !refusedByToken.MatchString(err.Error()) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", docker.ErrInvalidAuthorization, err)
 }
 
 // current returns the session's authorizer and those of the responses that it is

@@ -7,9 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/moby/buildkit/snapshot"
 	"github.com/moby/buildkit/util/bklog"
 
 	"github.com/lazykit/lazykit/remotesnapshot"
@@ -81,21 +79,14 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		closeFS()
 		return storage{}, err
 	}
-	loading := &starting{}
 	return storage{
 		name:        opts.Snapshotter,
 		snapshotter: sn,
 		resolve:     remotesnapshot.ResolveViews,
-		decorate: func(inner snapshot.Snapshotter) snapshot.Snapshotter {
-			return &lazySnapshotter{Snapshotter: inner, lazy: fs, steps: newStepMounts(fs.Fast), starting: loading}
-		},
-		adopt: func(inner content.Store) content.Store {
-			return &adoptingStore{Store: inner, lazy: fs, blobs: filepath.Join(dir, contentDir, "blobs"), starting: loading}
-		},
-		starting: loading.Store,
-		lazy:     fs,
-		collect:  rest.run,
-		stalled:  traffic.stalled,
+		lazy:        fs,
+		blobs:       filepath.Join(dir, contentDir, "blobs"),
+		collect:     rest.run,
+		stalled:     traffic.stalled,
 		abort: func() {
 			if err := closeFS(); err != nil {
 				bklog.L.WithError(err).Warn("lazy file system")
@@ -127,5 +118,4 @@ func askThrough(o *lazyfs.Options, registry *session.Registry, t *traffic) {
 		}
 	}
 	o.Sessions = registry
-	o.Attach = registry.Attach
 }

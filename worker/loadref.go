@@ -2,67 +2,56 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
-	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/plugins/content/local"
-	"github.com/moby/buildkit/cache"
-	bksession "github.com/moby/buildkit/session"
+	bkcache "github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/solver"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/lazykit/lazykit/remotesnapshot"
+	digest "github.com/opencontainers/go-digest"
 )
 
-// LoadRef returns the record of a cached result.
-//
-// A record that stands on a lazy layer can be had only with somebody who provides
-// the layer's blob. BuildKit takes that from the build that has just pulled the
-// image; where there is none (at start, when the daemon finds out which results
-// still exist, and for whoever asks outside of a build), it is our file system,
-// which knows where its layers come from.
-func (w *Worker) LoadRef(ctx context.Context, id string, hidden bool) (cache.ImmutableRef, error) {
-	ref, err := w.Worker.LoadRef(ctx, id, hidden)
-	var missing cache.NeedsRemoteProviderError
-	if w.parts.storage.lazy == nil || !errors.As(err, &missing) {
-		return ref, err
+// LoadRef implements bkworker.Worker: the record of a cached result, nil for the
+// empty result. What the build has learnt of the lazy blobs below is passed on: it
+// has read their images' manifests, so it may read them. The blobs themselves can
+// be had without that, where they come from a registry.
+func (w *Worker) LoadRef(ctx context.Context, id string, hidden bool) (bkcache.ImmutableRef, error) {
+	if id == "" {
+		return nil, nil
 	}
-	handlers := cache.DescHandlers{}
-	for _, dgst := range missing {
-		src, ok := w.parts.storage.lazy.SourceOf(dgst)
-		if !ok {
-			return nil, err
-		}
-		handlers[dgst] = &cache.DescHandler{
-			Provider:       func(bksession.Group) content.Provider { return lazyProvider{w.parts.storage.lazy, src} },
-			SnapshotLabels: src.Labels(),
-			Annotations:    src.Annotations,
-			Ref:            src.Reference,
-		}
-	}
-	opts := []cache.RefOption{handlers}
-	if hidden {
-		opts = append(opts, cache.NoUpdateLastUsed)
-	}
-	ref, err = w.CacheMgr.Get(ctx, id, solver.ProgressControllerFromContext(ctx), opts...)
+	blobs, err := w.cache.LazyBlobs(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("load cached result %s: %w", id, err)
+		return nil, fmt.Errorf("load cached result: %w", err)
+	}
+	var opts []bkcache.RefOption
+	if hidden {
+		opts = append(opts, bkcache.NoUpdateLastUsed)
+	}
+	if handlers := handlersOf(ctx, blobs); len(handlers) > 0 {
+		opts = append(opts, handlers)
+	}
+	ref, err := w.cache.Get(ctx, id, solver.ProgressControllerFromContext(ctx), opts...)
+	if err != nil {
+		return nil, fmt.Errorf("load cached result: %w", err)
 	}
 	return ref, nil
 }
 
-// lazyProvider reads the blob of a lazy layer, whole.
-type lazyProvider struct {
-	lazy unlazier
-	src  remotesnapshot.Source
-}
-
-func (p lazyProvider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
-	path, release, err := p.lazy.Unlazy(ctx, p.src)
-	if err != nil {
-		return nil, err
+// handlersOf finds the handlers that the sources of a build have for blobs.
+func handlersOf(ctx context.Context, blobs []digest.Digest) bkcache.DescHandlers {
+	get := solver.CacheOptGetterOf(ctx)
+	if get == nil || len(blobs) == 0 {
+		return nil
 	}
-	defer release() // the reader keeps the file itself
-	return local.OpenReader(path)
+	var keys []any
+	for _, dgst := range blobs {
+		keys = append(keys, bkcache.DescHandlerKey(dgst))
+	}
+	handlers := bkcache.DescHandlers{}
+	for k, v := range get(true, keys...) {
+		key, isKey := k.(bkcache.DescHandlerKey)
+		h, isHandler := v.(*bkcache.DescHandler)
+		if isKey && isHandler {
+			handlers[digest.Digest(key)] = h
+		}
+	}
+	return handlers
 }

@@ -11,13 +11,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/platforms"
-	"github.com/moby/buildkit/snapshot"
+	imageexporter "github.com/moby/buildkit/exporter/containerimage"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/moby/buildkit/util/winlayers"
@@ -26,11 +25,16 @@ import (
 	wlabel "github.com/moby/buildkit/worker/label"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/lazykit/lazykit/cache"
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
-// Worker is BuildKit's worker over our snapshotter. Safe for concurrent use.
+// Worker is BuildKit's worker over our cache manager and snapshotter. Safe for concurrent use.
 type Worker struct {
 	*base.Worker
+	cache   *cache.Manager
+	images  *imageexporter.ImageWriter
 	dir     string
 	parts   *parts
 	closing sync.Once
@@ -51,16 +55,13 @@ type storage struct {
 	name string
 	// snapshotter is what containerd's metadata database calls.
 	snapshotter snapshots.Snapshotter
-	// adopt puts something in front of the database's content store; may be nil.
-	adopt func(content.Store) content.Store
-	// resolve and decorate put something in front of the snapshotter that clients
-	// of the database, and BuildKit, see; may be nil.
-	resolve  func(snapshots.Snapshotter) snapshots.Snapshotter
-	decorate func(snapshot.Snapshotter) snapshot.Snapshotter
-	// starting says that BuildKit loads its records, or that it has; may be nil.
-	starting func(bool)
-	// lazy has the blobs of lazy layers; may be nil.
-	lazy unlazier
+	// resolve puts something in front of the snapshotter that clients of the
+	// database, and the cache manager, see; may be nil.
+	resolve func(snapshots.Snapshotter) snapshots.Snapshotter
+	// lazy mounts layers before they are fetched; may be nil.
+	lazy remotesnapshot.Lazy
+	// blobs is where the content store keeps blobs; set if lazy is.
+	blobs string
 	// collect frees what the snapshotter keeps beside the database; may be nil.
 	collect func(context.Context) error
 	// stalled and abort are Worker.Stalled and Worker.Abort; may be nil.
@@ -103,15 +104,19 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.storage.starting != nil {
-		p.storage.starting(true)
-		defer p.storage.starting(false)
+	cm, err := newCache(ctx, wopt, p.storage)
+	if err != nil {
+		return nil, fmt.Errorf("cache: %w", err)
 	}
-	w, err := base.NewWorker(ctx, wopt)
+	images, err := newImageWriter(wopt)
 	if err != nil {
 		return nil, err
 	}
-	return &Worker{Worker: w, dir: dir, parts: p}, nil
+	w, err := newBase(ctx, wopt, cm)
+	if err != nil {
+		return nil, err
+	}
+	return &Worker{Worker: w, cache: cm, images: images, dir: dir, parts: p}, nil
 }
 
 // openStorage opens the snapshotter that opts ask for.
@@ -140,19 +145,12 @@ func workerOpt(dir string, opts Options, p *parts) (base.WorkerOpt, error) {
 		return base.WorkerOpt{}, fmt.Errorf("worker id: %w", err)
 	}
 	mdb := p.dbs.containerd
-	store := mdb.ContentStore()
-	if p.storage.adopt != nil {
-		store = p.storage.adopt(store)
-	}
-	blobs := containerdsnapshot.NewContentStore(store, namespace)
+	blobs := containerdsnapshot.NewContentStore(mdb.ContentStore(), namespace)
 	client := mdb.Snapshotter(p.storage.name)
 	if p.storage.resolve != nil {
 		client = p.storage.resolve(client)
 	}
 	sn := containerdsnapshot.NewSnapshotter(p.storage.name, client, namespace, opts.IDMapping)
-	if p.storage.decorate != nil {
-		sn = p.storage.decorate(sn)
-	}
 	wopt := base.WorkerOpt{
 		ID:               id,
 		Root:             dir,

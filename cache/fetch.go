@@ -1,0 +1,96 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	cerrdefs "github.com/containerd/errdefs"
+	bkcache "github.com/moby/buildkit/cache"
+	bksession "github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/contentutil"
+	"github.com/moby/buildkit/util/progress/logs"
+	"github.com/moby/buildkit/util/pull/pullprogress"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// fetchBlob brings a lazy layer's blob into the content store, and the blob's
+// labels with it. The caller may read the layer's sources (see access) and has a
+// lease in ctx. Callers that want the same blob share the work.
+func (m *Manager) fetchBlob(ctx context.Context, r *record, handlers bkcache.DescHandlers, s bksession.Group) error {
+	blob := keyBlob.get(r.meta)
+	if blob == "" {
+		return fmt.Errorf("record %s: %w", r.ID(), bkcache.ErrNoBlobs)
+	}
+	if _, err := m.content.Info(ctx, blob); err == nil {
+		return nil
+	} else if !cerrdefs.IsNotFound(err) {
+		return err
+	}
+	// The flight's own lease keeps the blob until each caller has it in theirs.
+	l, err := m.work.Do(ctx, "fetch "+blob.String(), func(ctx context.Context) (*heldLease, error) {
+		return m.underLease(ctx, func(ctx context.Context) error {
+			desc, err := r.descriptor(ctx, handlers, true)
+			if err != nil {
+				return err
+			}
+			if err := m.fetch(ctx, r, desc, handlerOf(r, handlers), s); err != nil {
+				return fmt.Errorf("fetch layer %s: %w", desc.Digest, err)
+			}
+			if err := r.linkBlob(ctx, desc); err != nil {
+				return err
+			}
+			return r.describePulled()
+		})
+	})
+	if err != nil {
+		return err
+	}
+	return l.adopt(ctx)
+}
+
+// fetch gets the blob from its sources, of which only what is missing on disk is
+// asked for, or else from the handler's provider.
+func (m *Manager) fetch(ctx context.Context, r *record, desc ocispecs.Descriptor, dh *bkcache.DescHandler, s bksession.Group) (err error) {
+	if dh != nil && dh.Progress != nil {
+		var stop func(error)
+		ctx, stop = dh.Progress.Start(ctx)
+		defer func() { stop(err) }()
+	}
+	var errs []error
+	for _, src := range m.sourcesOf(ctx, r) {
+		report := m.reportFetch(ctx, desc)
+		path, release, err := m.lazy.Unlazy(ctx, src)
+		report()
+		if err == nil {
+			defer release()
+			if err = m.opts.Adopt(ctx, desc, path); err == nil {
+				return nil
+			}
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		bklog.G(ctx).WithError(err).Warnf("cache: layer %s can't be had from %s", desc.Digest, src.Reference)
+		errs = append(errs, err)
+	}
+	if dh == nil {
+		if len(errs) == 0 {
+			return bkcache.NeedsRemoteProviderError{desc.Digest}
+		}
+		return errors.Join(errs...)
+	}
+	provider := &pullprogress.ProviderWithProgress{Provider: dh.Provider(s), Manager: m.content}
+	return contentutil.Copy(ctx, m.content, provider, desc, dh.Ref, logs.LoggerFromContext(ctx))
+}
+
+// describePulled gives a record without a description one, as BuildKit does when
+// a layer is pulled.
+func (r *record) describePulled() error {
+	refs := keyImageRefs.get(r.meta)
+	if len(refs) == 0 || r.GetDescription() != "" {
+		return nil
+	}
+	return r.SetDescription("pulled from " + refs[0])
+}

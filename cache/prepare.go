@@ -1,0 +1,265 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	cerrdefs "github.com/containerd/errdefs"
+	bkcache "github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/identity"
+	bksession "github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/util/bklog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
+)
+
+// Extract implements bkcache.ImmutableRef: afterwards the record has a snapshot. Its
+// layers that can be lazy become remote snapshots; only the others are pulled and
+// extracted, and merges of what is not a chain of blobs are made.
+func (h *immutableRef) Extract(ctx context.Context, s bksession.Group) error {
+	if h.isLayer() && !keyBlobOnly.get(h.meta) {
+		return nil
+	}
+	release, err := h.access(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer release()
+	_, err = h.m.filling.Do(ctx, "prepare "+h.ID(), func(ctx context.Context) (struct{}, error) {
+		p := &preparation{m: h.m, ref: h.ref, sessions: s}
+		return struct{}{}, p.run(ctx)
+	})
+	return err
+}
+
+// preparation makes the snapshots that a record needs.
+type preparation struct {
+	m        *Manager
+	ref      *ref
+	sessions bksession.Group
+
+	sources map[*record]remotesnapshot.Source // of layers that are resolved
+	fetches map[*record]*fetch                // of blobs that are pulled whole
+	fetcher *errgroup.Group
+}
+
+// fetch is a blob on its way into the content store.
+type fetch struct {
+	done chan struct{}
+	err  error // final when done is closed
+}
+
+func (p *preparation) run(ctx context.Context) error {
+	if ok, err := p.m.hasSnapshot(ctx, p.ref.record); ok || err != nil {
+		return err
+	}
+	ctx, done, err := p.m.withLease(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	missing, err := p.missing(ctx)
+	if err != nil {
+		return err
+	}
+	p.resolve(ctx, missing)
+	fctx, cancel := context.WithCancel(ctx)
+	p.fetcher, fctx = errgroup.WithContext(fctx)
+	defer func() {
+		cancel()
+		_ = p.fetcher.Wait() // each error is its fetch's
+	}()
+	p.startFetches(fctx, missing)
+	return p.ensure(ctx, p.ref.record)
+}
+
+// hasSnapshot says whether a record's snapshot is there.
+func (m *Manager) hasSnapshot(ctx context.Context, r *record) (bool, error) {
+	_, err := m.sn.Stat(ctx, r.snapshotID())
+	if cerrdefs.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("record %s: its snapshot: %w", r.ID(), err)
+	}
+	return true, nil
+}
+
+// missing lists the layers without a snapshot on which the record stands. What is
+// below a snapshot is there, too.
+func (p *preparation) missing(ctx context.Context) (list []*record, err error) {
+	seen := map[*record]bool{}
+	var visit func(r *record) error
+	visit = func(r *record) error {
+		if seen[r] {
+			return nil
+		}
+		seen[r] = true
+		ok, err := p.m.hasSnapshot(ctx, r)
+		if ok || err != nil {
+			return err
+		}
+		for _, parent := range r.parents.all() {
+			if err := visit(parent.record); err != nil {
+				return err
+			}
+		}
+		if r.isLayer() {
+			list = append(list, r)
+		}
+		return nil
+	}
+	return list, visit(p.ref.record)
+}
+
+// resolve finds out, in parallel, which layers can be lazy, and remembers of the
+// others why not.
+func (p *preparation) resolve(ctx context.Context, layers []*record) {
+	p.sources = make(map[*record]remotesnapshot.Source)
+	if p.m.lazy == nil {
+		return
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	pg := p.ref.startProgress(ctx, layers)
+	defer pg.stop()
+	for _, r := range layers {
+		list := p.sourcesOf(ctx, r)
+		if len(list) == 0 {
+			p.m.noteReason(r, errNoSource)
+			continue
+		}
+		wg.Go(func() {
+			src, err := p.resolveOne(ctx, list)
+			p.m.noteReason(r, err)
+			pg.resolved(r, err)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			p.sources[r] = src
+		})
+	}
+	wg.Wait()
+}
+
+// sourcesOf prefers the place that the build has pulled the manifest from.
+func (p *preparation) sourcesOf(ctx context.Context, r *record) []remotesnapshot.Source {
+	list := p.m.sourcesOf(ctx, r)
+	src, ok := p.m.sourceOfHandler(r, handlerOf(r, p.ref.handlers), list)
+	if !ok {
+		return list
+	}
+	rest := slices.DeleteFunc(list, func(s remotesnapshot.Source) bool { return s.Reference == src.Reference })
+	return append([]remotesnapshot.Source{src}, rest...)
+}
+
+// resolveOne tries the sources of a layer in turn.
+func (p *preparation) resolveOne(ctx context.Context, list []remotesnapshot.Source) (src remotesnapshot.Source, err error) {
+	for _, src = range list {
+		src.Neighbours = nil // all are resolved at once anyway
+		if err = p.m.lazy.Resolve(ctx, src)[0]; err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return src, err
+}
+
+// startFetches pulls the blobs of the layers that can't be lazy, side by side. The
+// layers are extracted in order, each as soon as its blob is there.
+func (p *preparation) startFetches(ctx context.Context, layers []*record) {
+	p.fetches = make(map[*record]*fetch)
+	for _, r := range layers {
+		if _, lazy := p.sources[r]; lazy {
+			continue
+		}
+		f := &fetch{done: make(chan struct{})}
+		p.fetches[r] = f
+		p.fetcher.Go(func() error {
+			defer close(f.done)
+			f.err = p.m.fetchBlob(ctx, r, p.ref.handlers, p.sessions)
+			return f.err
+		})
+	}
+}
+
+// ensure makes a record's snapshot, after those below it.
+func (p *preparation) ensure(ctx context.Context, r *record) error {
+	if !r.isLayer() {
+		return p.merge(ctx, r)
+	}
+	ok, err := p.m.hasSnapshot(ctx, r)
+	if ok || err != nil {
+		return err
+	}
+	parent := ""
+	if l := r.parents.layer; l != nil {
+		if err := p.ensure(ctx, l.record); err != nil {
+			return err
+		}
+		parent = l.snapshotID()
+	}
+	// Records of other builds may share the snapshot.
+	_, err = p.m.filling.Do(ctx, "snapshot "+r.snapshotID(), func(ctx context.Context) (struct{}, error) {
+		if ok, err := p.m.hasSnapshot(ctx, r); ok || err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, p.layer(ctx, r, parent)
+	})
+	return err
+}
+
+// layer makes a layer's snapshot on that of its parent.
+func (p *preparation) layer(ctx context.Context, r *record, parent string) error {
+	if src, ok := p.sources[r]; ok {
+		err := p.m.prepareRemote(ctx, r.snapshotID(), parent, src)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		bklog.G(ctx).WithError(err).Warnf("cache: layer %s was resolved, but its snapshot can't be made; it is pulled whole", src.Digest)
+		p.m.noteReason(r, err)
+	}
+	if f := p.fetches[r]; f != nil {
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if f.err != nil {
+			return f.err
+		}
+	}
+	return p.m.extractLayer(ctx, r, parent, p.ref.handlers, p.ref.pg, p.sessions)
+}
+
+// prepareRemote makes a remote snapshot of a layer that is resolved.
+func (m *Manager) prepareRemote(ctx context.Context, name, parent string, src remotesnapshot.Source) error {
+	labels := src.Labels()
+	labels[remotesnapshot.LabelTarget] = name
+	key := "tmp-" + identity.NewID() + " " + name
+	err := m.sn.Prepare(ctx, key, parent, snapshots.WithLabels(labels))
+	if cerrdefs.IsAlreadyExists(err) {
+		if _, err := m.sn.Stat(ctx, name); err != nil {
+			return fmt.Errorf("remote snapshot %s: %w", name, err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remote snapshot %s: %w", name, err)
+	}
+	// The layer was closed in between, and the snapshotter made a plain snapshot.
+	if err := m.sn.Remove(context.WithoutCancel(ctx), key); err != nil {
+		bklog.G(ctx).WithError(err).Debugf("cache: snapshot %s is left to the garbage collector", key)
+	}
+	return fmt.Errorf("remote snapshot %s: layer %s was closed while it was made: %w", name, src.Digest, cerrdefs.ErrUnavailable)
+}
+
+// handlerOf is the handler of a layer's blob, nil when there is none.
+func handlerOf(r *record, handlers bkcache.DescHandlers) *bkcache.DescHandler {
+	return handlers[keyBlob.get(r.meta)]
+}

@@ -1,0 +1,168 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/moby/buildkit/util/progress"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// reportEvery is how often progress is reported.
+const reportEvery = 500 * time.Millisecond
+
+// errNoSource is the reason why a layer that no registry is known to have is not
+// lazy.
+var errNoSource = errors.New("it does not come from a registry")
+
+// noteReason remembers why a layer is not lazy, for disk usage reports; nil: it is.
+func (m *Manager) noteReason(r *record, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	blob := keyBlob.get(r.meta)
+	if err == nil || m.lazy == nil {
+		delete(m.mu.reasons, blob)
+		return
+	}
+	m.mu.reasons[blob] = err.Error()
+}
+
+// reporter writes the state of something to a build's progress, again and again
+// until it is stopped.
+type reporter struct {
+	quit chan struct{}
+	done chan struct{}
+}
+
+// report starts a reporter. write is called with last=true at the end.
+func report(ctx context.Context, write func(pw progress.Writer, last bool)) (stop func()) {
+	pw, ok, _ := progress.NewFromContext(ctx)
+	if !ok {
+		pw.Close()
+		return func() {}
+	}
+	r := reporter{quit: make(chan struct{}), done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		defer pw.Close()
+		t := time.NewTicker(reportEvery)
+		defer t.Stop()
+		for {
+			write(pw, false)
+			select {
+			case <-t.C:
+			case <-r.quit:
+				write(pw, true)
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() {
+		close(r.quit)
+		<-r.done
+	})
+}
+
+// reportFetch reports on a blob that is being made local.
+func (m *Manager) reportFetch(ctx context.Context, desc ocispecs.Descriptor) (stop func()) {
+	started := time.Now()
+	return report(ctx, func(pw progress.Writer, last bool) {
+		info := m.lazy.Info(desc.Digest)
+		st := progress.Status{Action: "downloading", Current: int(info.Fetched), Total: int(max(info.Size, desc.Size, 0)), Started: &started}
+		if last {
+			now := time.Now()
+			st.Action, st.Completed = "done", &now
+		}
+		pw.Write(desc.Digest.String(), st)
+	})
+}
+
+// reportReads reports how much of the lazy layers that are mounted has been
+// fetched so far.
+func (h *ref) reportReads(ctx context.Context) (stop func()) {
+	var layers []digest.Digest
+	for _, r := range h.record.ancestry() {
+		if len(h.m.sourcesOf(ctx, r)) > 0 {
+			layers = append(layers, keyBlob.get(r.meta))
+		}
+	}
+	if len(layers) == 0 {
+		return func() {}
+	}
+	started := time.Now()
+	shown := map[digest.Digest]int64{}
+	for _, l := range layers {
+		shown[l] = h.m.lazy.Info(l).Fetched
+	}
+	return report(ctx, func(pw progress.Writer, last bool) {
+		for _, l := range layers {
+			info := h.m.lazy.Info(l)
+			if info.Size == 0 || info.Fetched == shown[l] && !last {
+				continue
+			}
+			st := progress.Status{Action: "lazy layer", Current: int(info.Fetched), Total: int(info.Size), Started: &started}
+			if last {
+				if shown[l] == info.Fetched {
+					continue // nothing of it was needed: not worth a line
+				}
+				now := time.Now()
+				st.Completed = &now
+			}
+			shown[l] = info.Fetched
+			pw.Write("lazy "+l.String(), st)
+		}
+	})
+}
+
+// resolving reports on layers whose tables of contents are looked for.
+type resolving struct {
+	pw    progress.Writer
+	start time.Time
+	end   func(error)
+}
+
+// startProgress shows the layers of a record that are to be mounted in the progress
+// of the vertex that pulls the image.
+func (h *ref) startProgress(ctx context.Context, layers []*record) *resolving {
+	p := &resolving{start: time.Now(), end: func(error) {}}
+	for _, r := range layers {
+		if dh := handlerOf(r, h.handlers); dh != nil && dh.Progress != nil {
+			ctx, p.end = dh.Progress.Start(ctx)
+			break
+		}
+	}
+	p.pw, _, _ = progress.NewFromContext(ctx)
+	return p
+}
+
+// resolved shows what became of a layer.
+func (p *resolving) resolved(r *record, err error) {
+	now := time.Now()
+	what := "lazy"
+	if err != nil {
+		what = "not lazy: " + reasonOf(err)
+	}
+	id := fmt.Sprintf("%s %s", keyBlob.get(r.meta), what)
+	p.pw.Write(id, progress.Status{Action: "resolve layer", Started: &p.start, Completed: &now})
+}
+
+func (p *resolving) stop() {
+	p.pw.Close()
+	p.end(nil)
+}
+
+// reasonOf is the innermost error, which says what is wrong with a layer without
+// naming it again.
+func reasonOf(err error) string {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err.Error()
+		}
+		err = next
+	}
+}

@@ -1,0 +1,105 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+
+	cerrdefs "github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
+)
+
+// measure is the disk space of a record in bytes: of its snapshot, without those
+// below, of its blob in all compressions, and of what is kept of a lazy blob. The
+// last changes with each read, so then nothing is stored.
+func (m *Manager) measure(ctx context.Context, r *record) (int64, error) {
+	if n := r.size(); n != sizeUnknown {
+		lazy, err := r.holdsLazily(ctx)
+		if err != nil || !lazy {
+			return n, err
+		}
+	}
+	return m.sizes.Do(ctx, r.ID(), func(ctx context.Context) (int64, error) {
+		n, err := m.snapshotSize(ctx, r)
+		if err != nil {
+			return sizeUnknown, err
+		}
+		blobs, err := m.blobSizes(ctx, keyBlob.get(r.meta))
+		if err != nil {
+			return sizeUnknown, err
+		}
+		n += blobs
+		lazy, err := r.holdsLazily(ctx)
+		if err != nil {
+			return sizeUnknown, err
+		}
+		if lazy {
+			kept, err := m.lazy.Usage(keyBlob.get(r.meta))
+			if err != nil {
+				return sizeUnknown, fmt.Errorf("size of record %s: %w", r.ID(), err)
+			}
+			return n + kept, nil
+		}
+		var c change
+		put(&c, keySize, n)
+		return n, r.meta.commit(c)
+	})
+}
+
+// holdsLazily says that the lazy file system may keep something of the layer.
+func (r *record) holdsLazily(ctx context.Context) (bool, error) {
+	return r.m.lazy != nil && keyBlobOnly.get(r.meta) && len(r.m.sourcesOf(ctx, r)) > 0, nil
+}
+
+// snapshotSize is 0 for a layer that is not extracted: what a remote snapshot has
+// is counted by the blob.
+func (m *Manager) snapshotSize(ctx context.Context, r *record) (int64, error) {
+	if keyBlobOnly.get(r.meta) {
+		return 0, nil
+	}
+	id := r.snapshotID()
+	if twin := r.twinNow(); twin != nil && !r.mutable {
+		id = twin.snapshotID()
+	}
+	info, err := m.sn.Stat(ctx, id)
+	if err == nil && info.Labels[remotesnapshot.LabelRemote] != "" {
+		return 0, nil
+	}
+	usage, err := m.sn.Usage(ctx, id)
+	if err == nil {
+		return usage.Size, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.dead || cerrdefs.IsNotFound(err) {
+		return 0, nil
+	}
+	return 0, fmt.Errorf("size of record %s: %w", r.ID(), err)
+}
+
+// blobSizes is the size of what the content store has of a blob and its variants.
+func (m *Manager) blobSizes(ctx context.Context, dgst digest.Digest) (n int64, err error) {
+	if dgst == "" {
+		return 0, nil
+	}
+	add := func(d digest.Digest) {
+		if info, err := m.content.Info(ctx, d); err == nil {
+			n += info.Size
+		}
+	}
+	add(dgst)
+	err = m.variants(ctx, dgst, func(desc ocispecs.Descriptor) bool {
+		add(desc.Digest)
+		return true
+	})
+	return n, err
+}
+
+// forgetSize lets the next measure find out anew.
+func (r *record) forgetSize() error {
+	var c change
+	put(&c, keySize, sizeUnknown)
+	return r.meta.commit(c)
+}

@@ -1,0 +1,197 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	cerrdefs "github.com/containerd/errdefs"
+	bkcache "github.com/moby/buildkit/cache"
+	bksession "github.com/moby/buildkit/session"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
+)
+
+// sourceFor says where the blob of a handler can be asked for. Handlers of registry
+// pulls and registry caches have labels that name the image; others have none,
+// and their blobs are had through the handler only.
+func (m *Manager) sourceFor(desc ocispecs.Descriptor, dh *bkcache.DescHandler) (remotesnapshot.Source, bool) {
+	if m.lazy == nil || dh == nil {
+		return remotesnapshot.Source{}, false
+	}
+	src, ok, err := remotesnapshot.ParseLabels(dh.SnapshotLabels)
+	if err != nil || !ok || src.Digest != desc.Digest {
+		return remotesnapshot.Source{}, false
+	}
+	// BuildKit's labels carry eStargz's annotations only, the descriptor all.
+	src.Annotations = remotesnapshot.KnownAnnotations(desc.Annotations)
+	if src.Annotations == nil {
+		src.Annotations = remotesnapshot.KnownAnnotations(dh.Annotations)
+	}
+	return src, true
+}
+
+// sourcesOf says where a layer's blob can be asked for without a handler, the best
+// place first. A record of stock BuildKit has it in the labels of its snapshot.
+func (m *Manager) sourcesOf(ctx context.Context, r *record) []remotesnapshot.Source {
+	if m.lazy == nil || keyBlob.get(r.meta) == "" || !keyBlobOnly.get(r.meta) {
+		return nil
+	}
+	if list := r.sources(); len(list) > 0 {
+		return list
+	}
+	info, err := m.sn.Stat(ctx, r.snapshotID())
+	if err != nil {
+		return nil
+	}
+	src, ok, err := remotesnapshot.ParseLabels(info.Labels)
+	if err != nil || !ok || src.Digest != keyBlob.get(r.meta) {
+		return nil
+	}
+	src.Sessions, src.Neighbours = nil, nil
+	return []remotesnapshot.Source{src}
+}
+
+// sourceOfHandler is the one of a record's sources that a handler's image is. Only
+// sources that GetByBlob has been given count: handlers of client OCI layouts have
+// labels that look like a registry's.
+func (m *Manager) sourceOfHandler(r *record, dh *bkcache.DescHandler, known []remotesnapshot.Source) (remotesnapshot.Source, bool) {
+	if dh == nil {
+		return remotesnapshot.Source{}, false
+	}
+	src, ok := m.sourceFor(ocispecs.Descriptor{Digest: keyBlob.get(r.meta), Annotations: dh.Annotations}, dh)
+	ok = ok && slices.ContainsFunc(known, func(k remotesnapshot.Source) bool { return k.Reference == src.Reference })
+	return src, ok
+}
+
+// isLazy says that the layer's blob is not here, or that its snapshot is served
+// without it.
+func (r *record) isLazy(ctx context.Context) (bool, error) {
+	blob := keyBlob.get(r.meta)
+	if blob == "" || !keyBlobOnly.get(r.meta) {
+		return false, nil
+	}
+	_, err := r.m.content.Info(ctx, blob)
+	if cerrdefs.IsNotFound(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	info, err := r.m.sn.Stat(ctx, r.snapshotID())
+	if err != nil {
+		return false, nil
+	}
+	_, remote := info.Labels[remotesnapshot.LabelRemote]
+	return remote, nil
+}
+
+// LazyBlobs lists the lazy blobs that a record stands on. Whoever has handlers for
+// them should pass them to Get: they prove that a build may read the blobs.
+func (m *Manager) LazyBlobs(ctx context.Context, id string) ([]digest.Digest, error) {
+	m.mu.Lock()
+	r := m.mu.records[id]
+	m.mu.Unlock()
+	if r == nil {
+		return nil, notFound(id)
+	}
+	var list []digest.Digest
+	for _, a := range r.ancestry() {
+		lazy, err := a.isLazy(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if lazy {
+			list = append(list, keyBlob.get(a.meta))
+		}
+	}
+	return list, nil
+}
+
+// sessionsOf makes a session group what the lazy ability takes. The group is asked
+// each time, since it grows when a second build joins.
+func sessionsOf(g bksession.Group) remotesnapshot.Sessions {
+	return func() []string { return bksession.AllSessionIDs(g) }
+}
+
+// access lets a caller read the layers of h that have sources: it checks the
+// caller's rights, and holds its sessions until the returned function is called.
+func (h *ref) access(ctx context.Context, s bksession.Group) (release func(), rerr error) {
+	if h.m.lazy == nil {
+		return func() {}, nil
+	}
+	var holds []func()
+	release = func() {
+		for _, f := range holds {
+			f()
+		}
+	}
+	defer func() {
+		if rerr != nil {
+			release()
+		}
+	}()
+	sessions := sessionsOf(s)
+	for _, r := range h.record.ancestry() {
+		one, err := h.accessTo(ctx, r, sessions)
+		if err != nil {
+			return nil, err
+		}
+		holds = append(holds, one)
+	}
+	return release, nil
+}
+
+// accessOne is access to the record itself, without those below.
+func (h *ref) accessOne(ctx context.Context, s bksession.Group) (release func(), err error) {
+	return h.accessTo(ctx, h.record, sessionsOf(s))
+}
+
+func (h *ref) accessTo(ctx context.Context, r *record, s remotesnapshot.Sessions) (release func(), err error) {
+	src, ok, err := h.mayRead(ctx, r, s)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return func() {}, nil
+	}
+	return h.m.lazy.Hold(src, s), nil
+}
+
+// mayRead says where a lazy layer is read from, once the rights to do so are
+// proved: by a handler, which a build gets with the image's manifest, or by a
+// request. ok is false for a layer that is not lazy or has no source.
+func (h *ref) mayRead(ctx context.Context, r *record, s remotesnapshot.Sessions) (src remotesnapshot.Source, ok bool, err error) {
+	list := h.m.sourcesOf(ctx, r)
+	if len(list) == 0 {
+		return src, false, nil
+	}
+	lazy, err := r.isLazy(ctx)
+	if err != nil || !lazy {
+		return src, false, err
+	}
+	if dh := handlerOf(r, h.handlers); dh != nil {
+		src, ok := h.m.sourceOfHandler(r, dh, list)
+		if !ok {
+			// The build has the image from elsewhere. It may have the layer, but that
+			// says nothing of the registry, which decides for itself.
+			return list[0], true, nil
+		}
+		h.m.lazy.Vouch(src, s)
+		return src, true, nil
+	}
+	var errs []error
+	for _, src := range list {
+		err := h.m.lazy.Authorize(ctx, src, s)
+		if err == nil {
+			return src, true, nil
+		}
+		if ctx.Err() != nil {
+			return src, false, context.Cause(ctx)
+		}
+		errs = append(errs, err)
+	}
+	return src, false, errors.Join(errs...)
+}

@@ -13,6 +13,8 @@ import (
 	"github.com/moby/buildkit/util/progress/logs"
 	"github.com/moby/buildkit/util/pull/pullprogress"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // fetchBlob brings a lazy layer's blob into the content store, and the blob's
@@ -59,7 +61,11 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispecs.Descriptor
 		defer func() { stop(err) }()
 	}
 	var errs []error
-	for _, src := range m.sourcesOf(ctx, r) {
+	var sources []remotesnapshot.Source
+	if m.opts.Adopt != nil {
+		sources = m.sourcesOf(ctx, r)
+	}
+	for _, src := range sources {
 		report := m.reportFetch(ctx, desc)
 		path, release, err := m.lazy.Unlazy(ctx, src)
 		report()

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -50,8 +49,9 @@ type Options struct {
 	// it all layers are extracted.
 	Lazy remotesnapshot.Lazy
 	// Adopt puts a file with the whole, verified bytes of a blob into the content
-	// store, under the lease of ctx, without copying it where that is possible. It is
-	// required with Lazy.
+	// store, under the lease of ctx, without copying it where that is possible.
+	// Optional: without it, as where the snapshotter is another process's, blobs are
+	// had through the handlers of a build only.
 	Adopt func(ctx context.Context, desc ocispecs.Descriptor, path string) error
 }
 
@@ -87,9 +87,6 @@ var _ bkcache.Manager = (*Manager)(nil)
 func New(ctx context.Context, opts Options) (*Manager, error) {
 	if err := checkBridge(); err != nil {
 		return nil, err
-	}
-	if opts.Lazy != nil && opts.Adopt == nil {
-		return nil, errors.New("cache: Lazy needs Adopt")
 	}
 	pool, err := newMountPool(ctx, opts.MountRoot)
 	if err != nil {
@@ -222,7 +219,7 @@ func (m *Manager) checkProviders(ctx context.Context, r *record, handlers bkcach
 	var missing bkcache.NeedsRemoteProviderError
 	for _, a := range r.ancestry() {
 		blob := keyBlob.get(a.meta)
-		if handlers[blob] != nil || slices.Contains(missing, blob) || len(m.sourcesOf(ctx, a)) > 0 {
+		if handlers[blob] != nil || slices.Contains(missing, blob) || m.provides(ctx, a) {
 			continue
 		}
 		lazy, err := a.isLazy(ctx)

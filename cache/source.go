@@ -54,6 +54,11 @@ func (m *Manager) sourcesOf(ctx context.Context, r *record) []remotesnapshot.Sou
 	return []remotesnapshot.Source{src}
 }
 
+// provides says that the manager itself can get the blob of a layer.
+func (m *Manager) provides(ctx context.Context, r *record) bool {
+	return m.opts.Adopt != nil && len(m.sourcesOf(ctx, r)) > 0
+}
+
 // sourceOfHandler is the one of a record's sources that a handler's image is. Only
 // sources that GetByBlob has been given count: handlers of client OCI layouts have
 // labels that look like a registry's.
@@ -181,6 +186,9 @@ func (h *ref) mayRead(ctx context.Context, r *record, s remotesnapshot.Sessions)
 		}
 		h.m.lazy.Vouch(src, s)
 		return src, true, nil
+	}
+	if h.m.opts.Adopt == nil {
+		return src, false, bkcache.NeedsRemoteProviderError{keyBlob.get(r.meta)}
 	}
 	var errs []error
 	for _, src := range list {

@@ -50,7 +50,7 @@ func newCache(ctx context.Context, opt base.WorkerOpt, s storage) (*cache.Manage
 			ContentStore: opt.ContentStore,
 		}),
 	}
-	if s.lazy != nil {
+	if s.blobs != "" {
 		o.Adopt = adopter{store: opt.ContentStore, blobs: s.blobs}.adopt
 	}
 	return cache.New(ctx, o)

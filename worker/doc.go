@@ -23,18 +23,16 @@
 //
 // # Lazy layers
 //
-// BuildKit's cache manager drives a snapshotter named "stargz" through labels.
-// A decorator around the snapshotter that BuildKit sees (lazySnapshotter) does
-// what must not be done under the lock of containerd's metadata database: it
-// resolves a layer over the network before the snapshot is prepared, and it
-// takes BuildKit's temporary labels, which name the sessions of a build, out of
-// the database: they are kept in memory. It also tells the mounts of steps, which
-// are fast, from those that BuildKit reads itself, which are exact (stepMounts).
+// The cache manager (package cache) gets the lazy file system as an ability beside
+// the snapshotter: it resolves layers before the snapshotter prepares them, since
+// containerd's metadata database holds its lock over that. Whole blobs of lazy
+// layers enter the content store as links (adopter). With a stargz snapshotter in
+// another process the ability is what its labels can do (foreign).
 //
-// Other parts around BuildKit: a content store into which lazy layers come by
-// link (adoptingStore), results that load without a build (Worker.LoadRef), an
-// observer of registry traffic that tells a stopping daemon which builds hang
-// (traffic), and a collector that frees what no snapshot needs (collector).
+// Around BuildKit's parts there are: results that load with what a build knows of
+// lazy blobs (Worker.LoadRef), an observer of registry traffic that tells a stopping
+// daemon which builds hang (traffic), and a collector that frees what no snapshot
+// needs (collector).
 //
 // # End
 //

@@ -60,7 +60,7 @@ type storage struct {
 	resolve func(snapshots.Snapshotter) snapshots.Snapshotter
 	// lazy mounts layers before they are fetched; may be nil.
 	lazy remotesnapshot.Lazy
-	// blobs is where the content store keeps blobs; set if lazy is.
+	// blobs is where the content store keeps blobs, if lazy can make them local.
 	blobs string
 	// collect frees what the snapshotter keeps beside the database; may be nil.
 	collect func(context.Context) error
@@ -135,7 +135,11 @@ func openStorage(ctx context.Context, dir string, opts Options) (storage, error)
 	if err != nil {
 		return storage{}, err
 	}
-	return storage{name: opts.Snapshotter, snapshotter: sn, close: sn.Close}, nil
+	s := storage{name: opts.Snapshotter, snapshotter: sn, close: sn.Close}
+	if opts.ProxyAddress != "" && opts.Snapshotter == Stargz {
+		s.lazy = foreign{}
+	}
+	return s, nil
 }
 
 // workerOpt describes the worker to BuildKit.

@@ -94,23 +94,23 @@ func (h *ref) reportReads(ctx context.Context) (stop func()) {
 		return func() {}
 	}
 	started := time.Now()
-	shown := map[digest.Digest]int64{}
+	before, shown := map[digest.Digest]int64{}, map[digest.Digest]int64{}
 	for _, l := range layers {
-		shown[l] = h.m.lazy.Info(l).Fetched
+		before[l] = h.m.lazy.Info(l).Fetched
+		shown[l] = before[l]
 	}
 	return report(ctx, func(pw progress.Writer, last bool) {
 		for _, l := range layers {
 			info := h.m.lazy.Info(l)
-			if info.Size == 0 || info.Fetched == shown[l] && !last {
-				continue
-			}
 			st := progress.Status{Action: "lazy layer", Current: int(info.Fetched), Total: int(info.Size), Started: &started}
-			if last {
-				if shown[l] == info.Fetched {
-					continue // nothing of it was needed: not worth a line
-				}
+			switch {
+			case info.Size == 0, info.Fetched == before[l]:
+				continue // nothing of it was needed: not worth a line
+			case last:
 				now := time.Now()
 				st.Completed = &now
+			case info.Fetched == shown[l]:
+				continue
 			}
 			shown[l] = info.Fetched
 			pw.Write("lazy "+l.String(), st)

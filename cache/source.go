@@ -85,9 +85,17 @@ func (r *record) isLazy(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	return r.isRemote(ctx)
+}
+
+// isRemote says that the layer's snapshot is there and served without being extracted.
+func (r *record) isRemote(ctx context.Context) (bool, error) {
 	info, err := r.m.sn.Stat(ctx, r.snapshotID())
-	if err != nil {
+	if cerrdefs.IsNotFound(err) {
 		return false, nil
+	}
+	if err != nil {
+		return false, err
 	}
 	_, remote := info.Labels[remotesnapshot.LabelRemote]
 	return remote, nil

@@ -49,9 +49,9 @@ type entry struct {
 	content content
 
 	// Guarded by FS.mu.
-	holds  int
-	expiry *time.Timer           // set while nobody holds the entry
-	source remotesnapshot.Source // that asked last, sessions left out
+	holds     int
+	expiry    *time.Timer // set while nobody holds the entry
+	reference string      // of the image that asked last
 
 	dirs struct {
 		sync.Mutex

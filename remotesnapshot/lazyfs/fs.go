@@ -147,8 +147,7 @@ func (fs *FS) hold(r request) (*entry, error) {
 		e = &entry{key: r.key(), content: content{digest: r.Digest}}
 		fs.mu.entries[e.key] = e
 	}
-	e.source = r.Source
-	e.source.Sessions = nil
+	e.reference = r.Reference
 	fs.retainLocked(e)
 	return e, nil
 }

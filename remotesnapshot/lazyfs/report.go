@@ -53,7 +53,7 @@ func (fs *FS) Report() Report {
 	entries := make([]*entry, 0, len(fs.mu.entries))
 	for _, e := range fs.mu.entries {
 		entries = append(entries, e)
-		r.Layers = append(r.Layers, LayerReport{TOCDigest: e.key.toc, Reference: e.source.Reference, Holds: e.holds})
+		r.Layers = append(r.Layers, LayerReport{TOCDigest: e.key.toc, Reference: e.reference, Holds: e.holds})
 	}
 	fs.mu.Unlock()
 	for i, e := range entries {

@@ -125,16 +125,6 @@ func (fs *FS) Open(src remotesnapshot.Source, restore bool) (remotesnapshot.Laye
 	return h, nil
 }
 
-// Attach lets reads of src's layer authenticate through src.Sessions until these
-// end. It does not wait for a session or for the network.
-//
-// Deprecated: use Hold.
-func (fs *FS) Attach(src remotesnapshot.Source) {
-	if len(src.Sessions) > 0 {
-		fs.opts.Attach(src.Reference, src.Sessions...)
-	}
-}
-
 // hold returns the entry of a layer, made if absent, with one more hold.
 func (fs *FS) hold(r request) (*entry, error) {
 	fs.mu.Lock()

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -407,21 +406,38 @@ func TestLayerStaysForItsTTL(t *testing.T) {
 	require.Equal(t, dir, again)
 }
 
-func TestAttachTellsTheSessions(t *testing.T) {
+// book writes down what it is told of sessions.
+type book struct {
+	nobody
+	lines []string
+}
+
+func (b *book) Hold(ref string, sessions func() []string) (release func()) {
+	b.lines = append(b.lines, fmt.Sprint("hold ", ref, sessions()))
+	return func() { b.lines = append(b.lines, fmt.Sprint("release ", ref, sessions())) }
+}
+
+func (b *book) Vouch(ref string, ids ...string) {
+	b.lines = append(b.lines, fmt.Sprint("vouch ", ref, ids))
+}
+
+func TestHoldTellsTheSessions(t *testing.T) {
 	reg := blobtest.New(t)
-	var mu sync.Mutex
-	var told []string
-	w := start(t, Options{Attach: func(ref string, ids ...string) {
-		mu.Lock()
-		defer mu.Unlock()
-		told = append(told, fmt.Sprint(ref, ids))
-	}}, reg)
+	b := &book{}
+	w := start(t, Options{Sessions: b}, reg)
 	src := push(reg, "app:latest", layerOf(t, 1, "a"))
 	require.NoError(t, w.Resolve(t.Context(), src)[0])
-	require.Empty(t, told)
-	src.Sessions = []string{"s1", "s2"}
-	require.NoError(t, w.Resolve(t.Context(), src)[0])
-	require.Equal(t, []string{src.Reference + "[s1 s2]"}, told)
+	require.Empty(t, b.lines, "to resolve names no session")
+	ids := []string{"s1"}
+	release := w.Hold(src, func() []string { return ids })
+	ids = append(ids, "s2")
+	release()
+	w.Vouch(src, func() []string { return ids })
+	require.Equal(t, []string{
+		"hold " + src.Reference + "[s1]",
+		"release " + src.Reference + "[s1 s2]",
+		"vouch " + src.Reference + "[s1 s2]",
+	}, b.lines)
 }
 
 func TestUsageAndCollect(t *testing.T) {

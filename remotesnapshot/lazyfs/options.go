@@ -27,10 +27,6 @@ type Options struct {
 	// HostsOf is Hosts for requests that one session makes alone, or, for "",
 	// nobody; nil: Hosts.
 	HostsOf func(reference, session string) blob.Hosts
-	// Attach is told of the sessions in Source.Sessions; nil: they are ignored.
-	//
-	// Deprecated: Sessions has an end for each.
-	Attach func(reference string, sessions ...string)
 
 	// TTL is how long a layer stays open after its last hold; 0: 2 minutes,
 	// below 0: not at all.
@@ -59,9 +55,6 @@ func (o Options) withDefaults() (Options, error) {
 	if o.HostsOf == nil {
 		hosts := o.Hosts
 		o.HostsOf = func(reference, _ string) blob.Hosts { return hosts(reference) }
-	}
-	if o.Attach == nil {
-		o.Attach = func(string, ...string) {}
 	}
 	if o.TTL == 0 {
 		o.TTL = 2 * time.Minute

@@ -45,7 +45,6 @@ func (fs *FS) resolve(ctx context.Context, r request) error {
 
 // resolveEntry makes the layer of an entry that the caller holds readable.
 func (fs *FS) resolveEntry(ctx context.Context, e *entry, r request) error {
-	fs.Attach(r.Source)
 	if e.content.layer.Load() != nil {
 		return fs.refresh(r)
 	}

@@ -218,7 +218,8 @@ func (m meta) isLegacySnapshot() bool {
 func layerSnapshotID(chain digest.Digest) string { return snapshot.LayerSnapshotID(chain) }
 
 // origin is a place where a lazy blob is, as it is stored: a remotesnapshot.Source
-// less what the record says anyway and what belongs to one build.
+// less what the record says anyway and the neighbours, which are a build's to
+// resolve ahead.
 type origin struct {
 	Reference   string            `json:"ref"`
 	Annotations map[string]string `json:"annotations,omitempty"`

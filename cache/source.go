@@ -50,7 +50,7 @@ func (m *Manager) sourcesOf(ctx context.Context, r *record) []remotesnapshot.Sou
 	if err != nil || !ok || src.Digest != keyBlob.get(r.meta) {
 		return nil
 	}
-	src.Sessions, src.Neighbours = nil, nil
+	src.Neighbours = nil
 	return []remotesnapshot.Source{src}
 }
 

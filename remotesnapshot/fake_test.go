@@ -47,11 +47,10 @@ type fakeFS struct {
 	t    testing.TB
 	root string
 
-	mu       sync.Mutex
-	layers   map[digest.Digest]*fakeLayer
-	calls    int // of Open, Dir and Resolve
-	failAt   int // this call fails, counted from 1
-	attached []Source
+	mu     sync.Mutex
+	layers map[digest.Digest]*fakeLayer
+	calls  int // of Open, Dir and Resolve
+	failAt int // this call fails, counted from 1
 
 	onCall  atomic.Pointer[func(call string)] // before each call of a method
 	usageOf func(digest.Digest) (int64, error)
@@ -69,7 +68,6 @@ type fakeLayer struct {
 
 var (
 	_ FileSystem = (*fakeFS)(nil)
-	_ attacher   = (*fakeFS)(nil)
 	_ usager     = (*fakeFS)(nil)
 	_ Layer      = (*fakeHold)(nil)
 )
@@ -158,13 +156,6 @@ func (f *fakeFS) Open(src Source, restore bool) (Layer, error) {
 	}
 	l.holds++
 	return &fakeHold{fs: f, layer: l}, nil
-}
-
-func (f *fakeFS) Attach(src Source) {
-	_ = f.call("attach")
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.attached = append(f.attached, src)
 }
 
 func (f *fakeFS) Usage(dgst digest.Digest) (int64, error) {

@@ -9,8 +9,7 @@ import (
 
 // FileSystem serves layers from directories. The snapshotter asks it under
 // containerd's metadata lock, so Open never waits for the network. A FileSystem
-// may also have the method Usage of [Lazy], and a method Attach that lets the
-// sessions of a source authenticate; they are used where they are there.
+// may also have the method Usage of [Lazy], which is used where it is there.
 type FileSystem interface {
 	// Open returns the layer of src, counted: each Open is paired with one
 	// Layer.Close. When restore is false and the layer was not resolved before,
@@ -59,9 +58,6 @@ type Layer interface {
 	// Close ends the hold. Directories stay valid until the last hold ends.
 	Close() error
 }
-
-// attacher is the ability to let sessions authenticate until they end.
-type attacher interface{ Attach(src Source) }
 
 // usager is the ability to tell a layer's disk space: [Lazy.Usage].
 type usager interface {

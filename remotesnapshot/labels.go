@@ -72,7 +72,6 @@ type Source struct {
 	Digest      digest.Digest     // of the blob
 	Annotations map[string]string // the layer descriptor's, as far as labels carried them (TOC digest, ...); nil without
 	Neighbours  []digest.Digest   // this layer and those above it in the image, for resolving ahead
-	Sessions    []string          // BuildKit session ids that may authenticate
 }
 
 // field is what one label tells of a source.
@@ -85,7 +84,7 @@ const (
 	fieldAnnotation
 )
 
-// known lists every label that a source is made of, sessions apart.
+// known lists every label that a source is made of.
 var known = func() map[string]struct {
 	field      field
 	annotation string
@@ -138,16 +137,8 @@ func isAnnotation(key string) bool {
 }
 
 // splitLabel parts a key into the label that it means and BuildKit's temporary
-// suffix ("" for a plain key). ok is false for labels of others. A session's
-// label comes back with its number: ".../stargz.session.3".
+// suffix ("" for a plain key). ok is false for labels that no source is made of.
 func splitLabel(key string) (label, suffix string, ok bool) {
-	if rest, found := strings.CutPrefix(key, labelSession+"."); found {
-		n, suffix, _ := strings.Cut(rest, ".")
-		if _, err := strconv.ParseUint(n, 10, 31); err != nil {
-			return "", "", false
-		}
-		return labelSession + "." + n, suffix, true
-	}
 	if _, ok := known[key]; ok {
 		return key, "", true
 	}
@@ -162,8 +153,16 @@ func splitLabel(key string) (label, suffix string, ok bool) {
 // isTemporary reports whether key is one that BuildKit adds to a snapshot for
 // the time of one call: a suffixed one, or a session's.
 func isTemporary(key string) bool {
-	label, suffix, ok := splitLabel(key)
-	return ok && (suffix != "" || strings.HasPrefix(label, labelSession))
+	_, suffix, ok := splitLabel(key)
+	return ok && suffix != "" || isSession(key)
+}
+
+// isSession reports whether key is one under which BuildKit names a session.
+func isSession(key string) bool {
+	rest, ok := strings.CutPrefix(key, labelSession+".")
+	n, _, _ := strings.Cut(rest, ".")
+	_, err := strconv.ParseUint(n, 10, 31)
+	return ok && err == nil
 }
 
 // isRemote reports whether the labels are a committed remote snapshot's.
@@ -175,11 +174,9 @@ func isRemote(labels map[string]string) bool {
 // group collects the labels that belong together: the plain ones, or those that
 // one call of BuildKit added with its suffix.
 type group struct {
-	suffix      string
 	values      [fieldAnnotation]string
 	second      [fieldAnnotation]string
 	annotations map[string]string
-	sessions    map[uint64]string
 }
 
 // value is the field's, the stargz spelling first.
@@ -196,14 +193,6 @@ func (g *group) describesLayer() bool {
 
 // add notes one label. Later spellings never replace the first choice.
 func (g *group) add(label, value string) {
-	if n, ok := strings.CutPrefix(label, labelSession+"."); ok {
-		if g.sessions == nil {
-			g.sessions = map[uint64]string{}
-		}
-		i, _ := strconv.ParseUint(n, 10, 31) // splitLabel has tried it
-		g.sessions[i] = value
-		return
-	}
 	k := known[label]
 	switch {
 	case k.field == fieldAnnotation:
@@ -221,15 +210,6 @@ func (g *group) add(label, value string) {
 	}
 }
 
-// orderedSessions are the group's session ids by their numbers.
-func (g *group) orderedSessions() []string {
-	ids := make([]string, 0, len(g.sessions))
-	for _, n := range slices.Sorted(maps.Keys(g.sessions)) {
-		ids = append(ids, g.sessions[n])
-	}
-	return ids
-}
-
 // source makes a Source of the group alone.
 func (g *group) source() (Source, error) {
 	ref, dgst := g.value(fieldReference), digest.Digest(g.value(fieldDigest))
@@ -245,7 +225,7 @@ func (g *group) source() (Source, error) {
 	if err := dgst.Validate(); err != nil {
 		return Source{}, fmt.Errorf("labels of a remote layer of %s: layer digest %q: %w", ref, dgst, err)
 	}
-	src := Source{Reference: ref, Digest: dgst, Annotations: g.annotations, Sessions: unique(g.orderedSessions())}
+	src := Source{Reference: ref, Digest: dgst, Annotations: g.annotations}
 	for s := range strings.SplitSeq(g.value(fieldLayers), ",") {
 		// The list is a hint, and may be cut short: what is no digest is left out.
 		if d, err := digest.Parse(s); err == nil {
@@ -279,7 +259,7 @@ func groups(labels map[string]string) []*group {
 		}
 		g := bySuffix[suffix]
 		if g == nil {
-			g = &group{suffix: suffix}
+			g = &group{}
 			bySuffix[suffix] = g
 		}
 		g.add(label, value)
@@ -292,10 +272,10 @@ func groups(labels map[string]string) []*group {
 }
 
 // ParseLabels reads the labels of a snapshot: plain ones, containerd's cri.*
-// spelling of them, and BuildKit's temporary ones (with a unique suffix, and
-// session ids). Plain labels win; without them, the temporary ones with the
-// lowest suffix do. Sessions are taken from every set of labels that names the
-// same image. ok is false when the labels do not describe a remote layer; an
+// spelling of them, and BuildKit's temporary ones (with a unique suffix). Plain
+// labels win; without them, the temporary ones with the lowest suffix do. The
+// sessions that BuildKit names beside them are nothing of a source ([Lazy.Hold]
+// is for sessions). ok is false when the labels do not describe a remote layer; an
 // error says that they try to and are wrong, and ok is false then too.
 func ParseLabels(labels map[string]string) (src Source, ok bool, err error) {
 	all := groups(labels)
@@ -304,40 +284,14 @@ func ParseLabels(labels map[string]string) (src Source, ok bool, err error) {
 		return Source{}, false, nil
 	}
 	src, err = all[i].source()
-	if err != nil {
-		return Source{}, false, err
-	}
-	src.Sessions = nil
-	for _, g := range all {
-		if ref := g.value(fieldReference); ref == "" || ref == src.Reference {
-			src.Sessions = append(src.Sessions, g.orderedSessions()...)
-		}
-	}
-	src.Sessions = unique(src.Sessions)
-	return src, true, nil
+	return src, err == nil, err
 }
 
-// attachments are the sources whose labels come with sessions: one for each call
-// of BuildKit that has its labels on the snapshot. They may name other images
-// than the snapshot's own labels do, and their sessions are good for those.
-func attachments(labels map[string]string) []Source {
-	var srcs []Source
-	for _, g := range groups(labels) {
-		if len(g.sessions) == 0 {
-			continue
-		}
-		if src, err := g.source(); err == nil {
-			srcs = append(srcs, src)
-		}
-	}
-	return srcs
-}
-
-// Labels is the inverse of [ParseLabels]: plain labels that describe s, sessions
-// apart, in the spelling that stock BuildKit and stargz-snapshotter read. Annotations
-// that containerd would not hand on, zstd:chunked's, get names that it does;
-// annotations that [ParseLabels] doesn't know are left out, and neighbours that
-// the size limit of a label has no room for.
+// Labels is the inverse of [ParseLabels]: plain labels that describe s, in the
+// spelling that stock BuildKit and stargz-snapshotter read. Annotations that
+// containerd would not hand on, zstd:chunked's, get names that it does; annotations
+// that [ParseLabels] doesn't know are left out, and neighbours that the size limit
+// of a label has no room for.
 func (s Source) Labels() map[string]string {
 	m := map[string]string{labelReference: s.Reference, labelDigest: s.Digest.String()}
 	var list strings.Builder
@@ -377,17 +331,4 @@ func committedLabels(given map[string]string, src Source) map[string]string {
 	}
 	m[LabelRemote] = remoteValue
 	return m
-}
-
-// unique removes later duplicates in place; nil for none.
-func unique(ids []string) []string {
-	seen := make(map[string]struct{}, len(ids))
-	var out []string
-	for _, id := range ids {
-		if _, dup := seen[id]; !dup {
-			seen[id] = struct{}{}
-			out = append(out, id)
-		}
-	}
-	return out
 }

@@ -2,7 +2,6 @@ package remotesnapshot
 
 import (
 	"maps"
-	"slices"
 	"strings"
 	"testing"
 
@@ -56,11 +55,11 @@ func TestParseLabels(t *testing.T) {
 			},
 			want: Source{
 				Reference: testRef, Digest: d1, Neighbours: []digest.Digest{d1},
-				Annotations: map[string]string{AnnotationTOCDigest: d3.String()}, Sessions: []string{"a", "b"},
+				Annotations: map[string]string{AnnotationTOCDigest: d3.String()},
 			},
 			ok: true,
 		},
-		"plain wins, sessions of the same image join": {
+		"plain wins": {
 			labels: map[string]string{
 				labelReference: testRef, labelDigest: d1.String(),
 				labelReference + ".y": testRef, labelDigest + ".y": d1.String(),
@@ -68,7 +67,7 @@ func TestParseLabels(t *testing.T) {
 				labelReference + ".z": "other.example/x:1", labelDigest + ".z": d1.String(), labelSession + ".0.z": "z0",
 				labelReference + ".a": testRef, labelDigest + ".a": d1.String(), labelSession + ".0.a": "y0",
 			},
-			want: Source{Reference: testRef, Digest: d1, Sessions: []string{"y0", "y9", "y10"}}, ok: true,
+			want: Source{Reference: testRef, Digest: d1}, ok: true,
 		},
 		"lowest suffix": {
 			labels: map[string]string{
@@ -182,24 +181,40 @@ func TestSourceLabels(t *testing.T) {
 	}
 }
 
-func TestAttachments(t *testing.T) {
-	got := attachments(map[string]string{
-		labelReference: testRef, labelDigest: d1.String(),
-		labelReference + ".a": testRef, labelDigest + ".a": d1.String(), labelSession + ".0.a": "s1", labelSession + ".1.a": "s2",
-		labelReference + ".b": "other.example/x:1", labelDigest + ".b": d1.String(), labelSession + ".0.b": "s3",
-		labelReference + ".c": testRef, labelDigest + ".c": d1.String(), // no session
-		labelSession + ".0.d":          "of an image that nobody names",
-		labelSession + ".x.a":          "no number",
-		labelSession + ".4294967296.a": "too large a number",
-		labelReference + ".e":          "", // removed
-		labelSession + ".0.e":          "",
-	})
-	want := []Source{
-		{Reference: testRef, Digest: d1, Sessions: []string{"s1", "s2"}},
-		{Reference: "other.example/x:1", Digest: d1, Sessions: []string{"s3"}},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Fatal(diff)
+// TestTemporaryLabels lists what stock BuildKit adds to a snapshot for one call.
+func TestTemporaryLabels(t *testing.T) {
+	for key, want := range map[string]bool{
+		labelReference + suffix:                           true,
+		labelDigest + suffix:                              true,
+		labelLayers + suffix:                              true,
+		labelCRIDigest + suffix:                           true,
+		AnnotationTOCDigest + suffix:                      true,
+		AnnotationZstdChecksum + suffix:                   true,
+		labelAnnotation + AnnotationZstdChecksum + suffix: true,
+		labelSession + ".0" + suffix:                      true,
+		labelSession + ".17" + suffix:                     true,
+		labelSession + ".0":                               true,
+
+		labelReference:                           false,
+		labelReference + ".":                     false,
+		labelCRIDigest:                           false,
+		AnnotationTOCDigest:                      false,
+		labelAnnotation + AnnotationZstdChecksum: false,
+		labelAnnotation + "org.example" + suffix: false,
+		labelSession:                             false,
+		labelSession + ".":                       false,
+		labelSession + suffix:                    false,
+		labelSession + ".x" + suffix:             false,
+		labelSession + ".4294967296" + suffix:    false,
+		labelSession + "s.0" + suffix:            false,
+		LabelTarget + suffix:                     false,
+		LabelRemote:                              false,
+		"x" + suffix:                             false,
+		"":                                       false,
+	} {
+		if got := isTemporary(key); got != want {
+			t.Errorf("%q: %v", key, got)
+		}
 	}
 }
 
@@ -215,25 +230,19 @@ func FuzzParseLabels(f *testing.F) {
 		if !maps.Equal(before, labels) {
 			t.Fatal("the labels were changed")
 		}
-		for _, a := range attachments(labels) {
-			if len(a.Sessions) == 0 || a.Digest.Validate() != nil {
-				t.Fatalf("attachment %+v", a)
-			}
-		}
 		if err != nil && ok {
 			t.Fatal("ok with an error")
 		}
 		if !ok {
 			return
 		}
-		if src.Reference == "" || src.Digest.Validate() != nil || slices.Contains(src.Sessions, "") {
+		if src.Reference == "" || src.Digest.Validate() != nil {
 			t.Fatalf("source %+v", src)
 		}
 		again, ok, err := ParseLabels(src.Labels())
 		if err != nil || !ok {
 			t.Fatalf("labels of %+v: %v, %v", src, ok, err)
 		}
-		src.Sessions = nil
 		src.Neighbours = src.Neighbours[:min(len(src.Neighbours), len(again.Neighbours))]
 		if len(src.Neighbours) == 0 {
 			src.Neighbours = again.Neighbours

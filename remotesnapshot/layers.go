@@ -43,8 +43,6 @@ func (s *Snapshotter) openLayer(l link) (Layer, error) {
 	if !ok {
 		return nil, fmt.Errorf("snapshot %q is remote, but its labels describe no layer: %w", l.name, cerrdefs.ErrFailedPrecondition)
 	}
-	// Labels on disk outlive the sessions that they name.
-	src.Sessions = nil
 	layer, err := s.fs.Open(src, true)
 	if err != nil {
 		return nil, fmt.Errorf("layer %s (snapshot %q): %w", src.Digest, l.name, err)

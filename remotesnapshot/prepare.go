@@ -149,7 +149,6 @@ func (s *Snapshotter) withNewDir(ctx context.Context, withWork bool, owner owner
 func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent, target string, base snapshots.Info, src Source) (committed bool, err error) {
 	logger := log.G(ctx).WithField("layer", src.Digest).WithField("image", src.Reference)
 	if _, info, _, err := s.info(ctx, target); err == nil && info.Kind == snapshots.KindCommitted {
-		s.attach(base.Labels)
 		return true, nil
 	}
 	layer, err := s.fs.Open(src, false)

@@ -316,13 +316,7 @@ func TestNothingHeldOverCalls(t *testing.T) {
 	if _, err := w.Usage(ctx, "base"); err != nil {
 		t.Fatal(err)
 	}
-	info := snapshots.Info{Name: "base", Labels: map[string]string{
-		labelReference + suffix: testRef, labelDigest + suffix: base.String(), labelSession + ".0" + suffix: "s",
-	}}
-	if _, err := w.Update(ctx, info, "labels."+labelReference+suffix, "labels."+labelDigest+suffix, "labels."+labelSession+".0"+suffix); err != nil {
-		t.Fatal(err)
-	}
-	for _, call := range []string{"open", "dir", "resolve", "usage", "attach"} {
+	for _, call := range []string{"open", "dir", "resolve", "usage"} {
 		if calls[call] == 0 {
 			t.Errorf("no call of %s", call)
 		}
@@ -353,7 +347,8 @@ func TestRace(t *testing.T) {
 	}
 }
 
-func TestUpdateAttachesSessions(t *testing.T) {
+// TestUpdateOfTemporaryLabels: they are answered, and not stored.
+func TestUpdateOfTemporaryLabels(t *testing.T) {
 	w := newWorld(t, Options{})
 	ctx := t.Context()
 	dgst := w.fs.layer("base", true)
@@ -382,12 +377,8 @@ func TestUpdateAttachesSessions(t *testing.T) {
 			t.Errorf("label %s is %q", k, got.Labels[k])
 		}
 	}
-	want := []Source{{Reference: "other.example/x:1", Digest: dgst, Sessions: []string{"s1", "s2"}}}
-	if diff := cmp.Diff(want, w.fs.attached); diff != "" {
-		t.Error(diff)
-	}
 	if n := w.meta.steps - steps; n != 1 {
-		t.Errorf("%d steps of transactions for what is to stay in memory", n)
+		t.Errorf("%d steps of transactions for what is not to be stored", n)
 	}
 	// And BuildKit's way of taking them back.
 	for k := range given {
@@ -396,15 +387,21 @@ func TestUpdateAttachesSessions(t *testing.T) {
 	if _, err := w.Update(ctx, snapshots.Info{Name: "base", Labels: given}, fields...); err != nil {
 		t.Fatal(err)
 	}
-	if len(w.fs.attached) != 1 {
-		t.Errorf("attached %v", w.fs.attached)
-	}
 	after, err := w.Stat(ctx, "base")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(stored, after); diff != "" {
 		t.Error(diff)
+	}
+
+	// Beside another label they are written, as the caller says.
+	mixed := map[string]string{"x": "y", labelSession + ".0" + suffix: "s1"}
+	if _, err := w.Update(ctx, snapshots.Info{Name: "base", Labels: mixed}, "labels.x", "labels."+labelSession+".0"+suffix); err != nil {
+		t.Fatal(err)
+	}
+	if info, _ := w.Stat(ctx, "base"); info.Labels["x"] != "y" || info.Labels[labelSession+".0"+suffix] != "s1" {
+		t.Errorf("labels %v", info.Labels)
 	}
 
 	// On a plain snapshot they are labels like others.

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -148,19 +147,17 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	return info, err
 }
 
-// Update changes labels. Sessions that come with BuildKit's temporary labels
-// are attached to the image that the labels name; an update that has nothing but
-// temporary labels ends there when the snapshot is remote: nothing is written,
-// since the labels mean nothing to a later process.
+// Update changes labels. One of a remote snapshot that has nothing but BuildKit's
+// temporary labels, as its own cache manager makes around each mount, is answered
+// and not written: these labels mean nothing to us, and the ids of sessions that
+// are gone would fill the database.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
-	given, onlyTemporary := updatedLabels(info.Labels, fieldpaths)
-	if onlyTemporary {
+	if given, ok := temporaryLabels(info.Labels, fieldpaths); ok {
 		found, err := s.Stat(ctx, info.Name)
 		if err != nil {
 			return snapshots.Info{}, err
 		}
 		if isRemote(found.Labels) && !sharesKey(found.Labels, given) {
-			s.attach(given)
 			maps.Copy(found.Labels, given)
 			return found, nil
 		}
@@ -173,30 +170,21 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 	if err != nil {
 		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", info.Name, err)
 	}
-	if isRemote(updated.Labels) {
-		s.attach(given)
-	}
 	return updated, nil
 }
 
-// updatedLabels picks the labels that an Update is about. onlyTemporary says
-// that it names some, and that all are BuildKit's temporary ones.
-func updatedLabels(labels map[string]string, fieldpaths []string) (given map[string]string, onlyTemporary bool) {
-	if len(fieldpaths) == 0 || slices.Contains(fieldpaths, "labels") {
-		return labels, false
-	}
+// temporaryLabels picks the labels that an Update is about. ok says that it names
+// some, and that all are BuildKit's temporary ones.
+func temporaryLabels(labels map[string]string, fieldpaths []string) (given map[string]string, ok bool) {
 	given = map[string]string{}
-	onlyTemporary = true
 	for _, path := range fieldpaths {
-		key, ok := strings.CutPrefix(path, "labels.")
-		if !ok || !isTemporary(key) {
-			onlyTemporary = false
+		key, found := strings.CutPrefix(path, "labels.")
+		if !found || !isTemporary(key) {
+			return nil, false
 		}
-		if ok {
-			given[key] = labels[key]
-		}
+		given[key] = labels[key]
 	}
-	return given, onlyTemporary
+	return given, len(given) > 0
 }
 
 // sharesKey reports whether stored has one of the keys of given: what stock
@@ -208,18 +196,6 @@ func sharesKey(stored, given map[string]string) bool {
 		}
 	}
 	return false
-}
-
-// attach lets the sessions in labels authenticate reads of the images that the
-// labels name.
-func (s *Snapshotter) attach(labels map[string]string) {
-	a, ok := s.fs.(attacher)
-	if !ok {
-		return
-	}
-	for _, src := range attachments(labels) {
-		a.Attach(src)
-	}
 }
 
 // Walk calls fn with each snapshot that matches a filter. The list is read at

@@ -13,34 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestAttachedSessionsStayFew(t *testing.T) {
-	sm, err := bksession.NewManager()
-	require.NoError(t, err)
-	r := New(nil, sm)
-	for i := range 100 {
-		r.Attach("host/repo:tag", fmt.Sprint(i), fmt.Sprint(i), "")
-	}
-	require.Len(t, r.mu.repos["host/repo"].attached, maxAttached)
-	require.Equal(t, "99", r.mu.repos["host/repo"].attached[0].id, "the newest first")
-	r.Attach("not a reference", "x")
-	require.Len(t, r.mu.repos, 1)
-
-	require.Empty(t, r.sessionsOf("host/repo"))
-	require.Len(t, r.mu.repos["host/repo"].attached, maxAttached, "they may be about to connect")
-	r.pruneLocked("host/repo", time.Now().Add(2*grace))
-	require.Empty(t, r.mu.repos, "gone for good")
-
-	for i := range 3 * firstSweep {
-		r.Attach(fmt.Sprintf("host/repo%d", i), "x")
-		for _, repo := range r.mu.repos { // time passes
-			for j := range repo.attached {
-				repo.attached[j].since = time.Now().Add(-2 * grace)
-			}
-		}
-	}
-	require.Less(t, len(r.mu.repos), firstSweep)
-}
-
 func TestHoldsLeaveNothingBehind(t *testing.T) {
 	sm, err := bksession.NewManager()
 	require.NoError(t, err)
@@ -127,8 +99,8 @@ func TestProofsAreBounded(t *testing.T) {
 	}
 	require.Len(t, r.mu.proofs, maxProofs)
 	clear(r.mu.proofs)
-	r.mu.forgetAt = firstSweep
-	for i := range firstSweep {
+	r.mu.forgetAt = firstForget
+	for i := range firstForget {
 		r.Vouch(fmt.Sprintf("host/repo%d", i), "leaving")
 	}
 	leave()

@@ -17,7 +17,7 @@ import (
 const sessionTries = 3
 
 // errRefused says that no session could satisfy the registry.
-var errRefused = errors.New("no attached session is accepted by the registry")
+var errRefused = errors.New("no session is accepted by the registry")
 
 // chain is an authorizer that speaks for one session after the other.
 type chain struct {

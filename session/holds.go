@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/containerd/containerd/v2/pkg/reference"
 )
@@ -18,9 +17,8 @@ const (
 // repository is what is known of one repository while somebody holds it. Guarded
 // by Registry.mu.
 type repository struct {
-	holds    []*hold // the newest first
-	attached []attached
-	refused  map[string]uint64 // sessions that were refused, by when
+	holds   []*hold           // the newest first
+	refused map[string]uint64 // sessions that were refused, by when
 }
 
 type hold struct{ sessions func() []string }
@@ -41,31 +39,22 @@ func (r *Registry) Hold(ref string, sessions func() []string) (release func()) {
 	h := &hold{sessions}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	repo := r.repositoryLocked(spec.Locator)
+	repo := r.mu.repos[spec.Locator]
+	if repo == nil {
+		repo = &repository{refused: map[string]uint64{}}
+		r.mu.repos[spec.Locator] = repo
+	}
 	repo.holds = slices.Insert(repo.holds, 0, h)
 	return sync.OnceFunc(func() { r.release(spec.Locator, h) })
 }
 
-func (r *Registry) repositoryLocked(name string) *repository {
-	repo := r.mu.repos[name]
-	if repo == nil {
-		repo = &repository{refused: map[string]uint64{}}
-		r.mu.repos[name] = repo
-	}
-	return repo
-}
-
+// release ends a hold, and forgets a repository that nobody holds.
 func (r *Registry) release(name string, h *hold) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	repo := r.mu.repos[name] // there, since h is in it
 	repo.holds = slices.DeleteFunc(repo.holds, func(o *hold) bool { return o == h })
-	r.dropLocked(name)
-}
-
-// dropLocked forgets a repository that nobody holds.
-func (r *Registry) dropLocked(name string) {
-	if repo := r.mu.repos[name]; repo != nil && len(repo.holds) == 0 && len(repo.attached) == 0 {
+	if len(repo.holds) == 0 {
 		delete(r.mu.repos, name)
 	}
 }
@@ -80,19 +69,14 @@ func (r *Registry) sessionsOf(name string) []string {
 // the newest hold first.
 func (r *Registry) named(name string) []string {
 	r.mu.Lock()
-	r.pruneLocked(name, time.Now())
 	var holds []*hold
-	var attached []attached
 	if repo := r.mu.repos[name]; repo != nil {
-		holds, attached = slices.Clone(repo.holds), repo.attached
+		holds = slices.Clone(repo.holds)
 	}
 	r.mu.Unlock()
 	var ids []string
 	for _, h := range holds {
 		ids = append(ids, h.sessions()...)
-	}
-	for _, a := range attached {
-		ids = append(ids, a.id)
 	}
 	return distinct(ids)
 }

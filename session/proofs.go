@@ -11,8 +11,10 @@ import (
 	bksession "github.com/moby/buildkit/session"
 )
 
-// maxProofs bounds what is remembered. To forget a proof costs a request.
-const maxProofs = 4096
+const (
+	maxProofs   = 4096 // remembered; to forget one costs a request
+	firstForget = 128  // proofs: those of ended sessions are forgotten, and again at twice what was left
+)
 
 // claim is that a session may read a repository.
 type claim struct{ repo, id string }
@@ -173,7 +175,7 @@ func (r *Registry) note(c claim, caller bksession.Caller) {
 	defer r.mu.Unlock()
 	if len(r.mu.proofs) >= r.mu.forgetAt {
 		maps.DeleteFunc(r.mu.proofs, func(c claim, p bksession.Caller) bool { return r.caller(c.id) != p })
-		r.mu.forgetAt = max(firstSweep, 2*len(r.mu.proofs))
+		r.mu.forgetAt = max(firstForget, 2*len(r.mu.proofs))
 	}
 	for old := range r.mu.proofs {
 		if len(r.mu.proofs) < maxProofs {

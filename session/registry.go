@@ -19,9 +19,8 @@ type Registry struct {
 
 	mu struct {
 		sync.Mutex
-		repos   map[string]*repository // those that somebody holds or is attached to
-		sweepAt int                    // repositories; see Attach
-		seq     uint64                 // counts refusals
+		repos map[string]*repository // those that somebody holds
+		seq   uint64                 // counts refusals
 
 		proofs   map[claim]bksession.Caller // the session that proved the claim
 		forgetAt int                        // proofs; those of ended sessions are forgotten then
@@ -34,9 +33,8 @@ type Registry struct {
 func New(hosts docker.RegistryHosts, sm *bksession.Manager) *Registry {
 	r := &Registry{hosts: hosts, sm: sm}
 	r.mu.repos = map[string]*repository{}
-	r.mu.sweepAt = firstSweep
 	r.mu.proofs = map[claim]bksession.Caller{}
-	r.mu.forgetAt = firstSweep
+	r.mu.forgetAt = firstForget
 	r.mu.proving = map[claim]*proving{}
 	return r
 }

@@ -119,13 +119,13 @@ func (b *bench) readFrom(o blob.Origin) error {
 	return err
 }
 
-func TestReadsUseAttachedSessions(t *testing.T) {
+func TestReadsUseHeldSessions(t *testing.T) {
 	b := newBench(t)
 	ref := b.reg.Reference("repo:tag")
-	require.ErrorIs(t, b.read(ref), errdefs.ErrUnauthenticated, "nobody is attached")
+	require.ErrorIs(t, b.read(ref), errdefs.ErrUnauthenticated, "nobody holds it")
 	l := &login{user: "user", password: "secret"}
 	id, leave := b.connect(l)
-	b.r.Attach(ref, id)
+	defer b.r.Hold(ref, of(id))()
 	require.NoError(t, b.read(ref))
 	asked := l.asked.Load()
 	for range 3 {
@@ -144,7 +144,7 @@ func TestReadsUseAttachedSessions(t *testing.T) {
 	require.Less(t, time.Since(start), 2*time.Second, "a dead session is not waited for")
 }
 
-func TestDeadSessionsCostNothing(t *testing.T) {
+func TestHoldsOfDeadSessionsCostNothing(t *testing.T) {
 	b := newBench(t)
 	ref := b.reg.Reference("repo:tag")
 	var dead []string
@@ -152,8 +152,8 @@ func TestDeadSessionsCostNothing(t *testing.T) {
 		dead = append(dead, fmt.Sprintf("dead%d", i))
 	}
 	id, _ := b.connect(&login{user: "user", password: "secret"})
-	b.r.Attach(ref, id)
-	b.r.Attach(ref, dead...) // in front of the one that lives
+	defer b.r.Hold(ref, of(id))()
+	defer b.r.Hold(ref, of(dead...))() // in front of the one that lives
 	start := time.Now()
 	require.NoError(t, b.read(ref))
 	require.Less(t, time.Since(start), 2*time.Second)
@@ -166,7 +166,7 @@ func TestSessionsWithoutALogin(t *testing.T) {
 	empty, _ := b.connect(&login{}) // has no login for this host
 	wrong, _ := b.connect(&login{user: "user", password: "old"})
 	good, _ := b.connect(&login{user: "user", password: "secret"})
-	b.r.Attach(ref, bare, empty, wrong, good)
+	defer b.r.Hold(ref, of(bare, empty, wrong, good))()
 	require.NoError(t, b.read(ref))
 	b.reg.Reset()
 	require.NoError(t, b.read(ref))
@@ -184,7 +184,7 @@ func TestForbiddenGoesToTheNextSession(t *testing.T) {
 	ref := b.reg.Reference("repo:tag")
 	one, _ := b.connect(&login{user: "user", password: "secret"})
 	two, _ := b.connect(&login{user: "user", password: "secret"})
-	b.r.Attach(ref, one, two)
+	defer b.r.Hold(ref, of(one, two))()
 	f := b.reg.Fault(blobtest.Fault{Status: 403, Times: 1})
 	require.NoError(t, b.read(ref))
 	require.Equal(t, 1, f.Hits())
@@ -197,12 +197,12 @@ func TestPublicImagesNeedNoSession(t *testing.T) {
 	ref := b.reg.Reference("repo:tag")
 	require.NoError(t, b.read(ref))
 	id, leave := b.connect(nil)
-	b.r.Attach(ref, id)
+	defer b.r.Hold(ref, of(id))()
 	require.NoError(t, b.read(ref))
 	leave()
 	require.NoError(t, b.read(ref))
 	alone := session.New(b.reg.AnonymousHosts(), nil)
-	alone.Attach(ref, "x")
+	defer alone.Hold(ref, of("x"))()
 	b.n++
 	require.NoError(t, b.readFrom(blob.Origin{Reference: ref, Hosts: func(ctx context.Context) ([]docker.RegistryHost, error) {
 		return alone.Hosts(ctx, ref)
@@ -215,7 +215,7 @@ func TestBasicCredentials(t *testing.T) {
 	ref := b.reg.Reference("repo:tag")
 	wrong, _ := b.connect(&login{user: "user", password: "old"})
 	good, _ := b.connect(&login{user: "user", password: "secret"})
-	b.r.Attach(ref, wrong, good)
+	defer b.r.Hold(ref, of(wrong, good))()
 	require.NoError(t, b.read(ref))
 }
 

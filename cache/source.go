@@ -136,14 +136,14 @@ func (h *ref) access(ctx context.Context, s bksession.Group) (release func(), re
 		return func() {}, nil
 	}
 	var holds []func()
-	release = func() {
+	end := func() {
 		for _, f := range holds {
 			f()
 		}
 	}
 	defer func() {
 		if rerr != nil {
-			release()
+			end()
 		}
 	}()
 	sessions := sessionsOf(s)
@@ -154,7 +154,7 @@ func (h *ref) access(ctx context.Context, s bksession.Group) (release func(), re
 		}
 		holds = append(holds, one)
 	}
-	return release, nil
+	return end, nil
 }
 
 // accessOne is access to the record itself, without those below.

@@ -2,8 +2,10 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	cerrdefs "github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -67,7 +69,10 @@ func (m *Manager) snapshotSize(ctx context.Context, r *record) (int64, error) {
 	if err == nil && info.Labels[remotesnapshot.LabelRemote] != "" {
 		return 0, nil
 	}
-	usage, err := m.sn.Usage(ctx, id)
+	var usage snapshots.Usage
+	if err == nil {
+		usage, err = m.sn.Usage(ctx, id)
+	}
 	if err == nil {
 		return usage.Size, nil
 	}
@@ -84,17 +89,23 @@ func (m *Manager) blobSizes(ctx context.Context, dgst digest.Digest) (n int64, e
 	if dgst == "" {
 		return 0, nil
 	}
-	add := func(d digest.Digest) {
-		if info, err := m.content.Info(ctx, d); err == nil {
-			n += info.Size
+	add := func(d digest.Digest) error {
+		info, err := m.content.Info(ctx, d)
+		if err != nil && !cerrdefs.IsNotFound(err) {
+			return fmt.Errorf("size of blob %s: %w", d, err)
 		}
+		n += info.Size
+		return nil
 	}
-	add(dgst)
+	if err := add(dgst); err != nil {
+		return 0, err
+	}
+	var aerr error
 	err = m.variants(ctx, dgst, func(desc ocispecs.Descriptor) bool {
-		add(desc.Digest)
-		return true
+		aerr = add(desc.Digest)
+		return aerr == nil
 	})
-	return n, err
+	return n, errors.Join(err, aerr)
 }
 
 // forgetSize lets the next measure find out anew.

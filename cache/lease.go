@@ -127,5 +127,9 @@ func (l *heldLease) adopt(ctx context.Context) error {
 	if l == nil {
 		return nil
 	}
-	return l.Adopt(ctx)
+	if err := l.Adopt(ctx); err != nil {
+		// Other callers lose nothing: what was made is in its record's leases, too.
+		return errors.Join(fmt.Errorf("take over a temporary lease: %w", err), l.Discard(ctx))
+	}
+	return nil
 }

@@ -69,14 +69,14 @@ func (r *record) openView(ctx context.Context) (_ snapshot.Mountable, rerr error
 	}
 	key := r.snapshotID() + "-view"
 	lease := viewLease(r.ID())
-	if err := m.ensureLease(ctx, lease, leaseOpts(flat, leaseutil.MakeTemporary), m.snapshotResource(key)); err != nil {
-		return nil, err
-	}
 	defer func() {
 		if rerr != nil {
 			m.unlease(ctx, lease)
 		}
 	}()
+	if err := m.ensureLease(ctx, lease, leaseOpts(flat, leaseutil.MakeTemporary), m.snapshotResource(key)); err != nil {
+		return nil, err
+	}
 	// Some snapshotters only take the mounts that View returns.
 	mnt, err := m.sn.View(ctx, key, r.snapshotID())
 	if err == nil && mnt != nil {

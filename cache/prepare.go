@@ -183,6 +183,9 @@ func (p *preparation) startFetches(ctx context.Context, layers []*record) {
 		p.fetcher.Go(func() error {
 			defer close(f.done)
 			f.err = p.m.fetchBlob(ctx, r, p.ref.handlers, p.sessions)
+			if f.err != nil && ctx.Err() != nil {
+				f.err = context.Cause(ctx) // another fetch's error has ended this one
+			}
 			return f.err
 		})
 	}

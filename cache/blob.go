@@ -15,6 +15,8 @@ import (
 	"github.com/moby/buildkit/util/compression"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // Labels of blobs in the content store, BuildKit's: what descriptor the blob was
@@ -29,8 +31,14 @@ const (
 // annotationCreatedAt tells exporters when a layer was made.
 const annotationCreatedAt = "buildkit/createdat"
 
-// savedAnnotations of a descriptor are kept with the blob.
-var savedAnnotations = append(slices.Clone(compression.EStargzAnnotations), labels.LabelUncompressed)
+// savedAnnotations of a descriptor are kept with the blob: BuildKit's, and those
+// without which a zstd:chunked layer that is pushed again could not be mounted
+// lazily by the next one who pulls it.
+var savedAnnotations = append(slices.Clone(compression.EStargzAnnotations),
+	labels.LabelUncompressed,
+	remotesnapshot.AnnotationZstdChecksum, remotesnapshot.AnnotationZstdPosition,
+	remotesnapshot.AnnotationZstdChecksumLegacy, remotesnapshot.AnnotationZstdPositionLegacy,
+)
 
 func saved(a map[string]string) map[string]string {
 	out := map[string]string{}
@@ -62,6 +70,8 @@ func (r *record) descriptor(ctx context.Context, handlers bkcache.DescHandlers, 
 	}
 	if stored, err := storedDescriptor(ctx, r.m.content, dgst); err == nil {
 		maps.Copy(desc.Annotations, stored.Annotations)
+	} else if !cerrdefs.IsNotFound(err) {
+		return ocispecs.Descriptor{}, fmt.Errorf("blob %s: %w", dgst, err)
 	} else if dh := handlers[dgst]; dh != nil {
 		maps.Copy(desc.Annotations, saved(dh.Annotations))
 	} else {
@@ -136,6 +146,9 @@ func storedDescriptor(ctx context.Context, cs content.Manager, dgst digest.Diges
 // long as the record: its own blob, or the same layer in another compression.
 func (r *record) linkBlob(ctx context.Context, desc ocispecs.Descriptor) error {
 	m, own := r.m, keyBlob.get(r.meta)
+	if r.isDead() {
+		return nil // nobody would end the lease
+	}
 	if err := m.ensureLease(ctx, variantsLease(r.ID()), nil, blobResource(desc.Digest)); err != nil {
 		return err
 	}

@@ -24,13 +24,17 @@ type layerID struct {
 	blobs    digest.Digest // blobs and DiffIDs from the bottom
 }
 
-// identify computes the identities of a layer on parent, which may be nil.
-func (m *Manager) identify(desc ocispecs.Descriptor, parent *immutableRef) (id layerID, err error) {
+// identify computes the identities of a layer on parent, which may be nil. lazy says
+// that the layer may be mounted without having been extracted.
+func identify(desc ocispecs.Descriptor, parent *immutableRef, lazy bool) (id layerID, err error) {
 	if id.diffID, err = diffIDOf(desc); err != nil {
 		return id, err
 	}
-	if id.identity, err = m.identity(desc, id.diffID); err != nil {
-		return id, err
+	id.identity = id.diffID
+	if lazy {
+		if id.identity, err = lazyIdentity(desc, id.diffID); err != nil {
+			return id, err
+		}
 	}
 	id.chain = id.identity
 	id.blobs = imageid.ChainID([]digest.Digest{desc.Digest, id.diffID})
@@ -41,30 +45,20 @@ func (m *Manager) identify(desc ocispecs.Descriptor, parent *immutableRef) (id l
 	return id, nil
 }
 
-// identity of a layer is its DiffID. That of a layer that may stay lazy is never
-// checked, since the whole tar is never seen; what is checked is the TOC. So its
-// identity is both: an image with a DiffID that lies can't lend its files to
+// lazyIdentity is what the snapshot of a layer that may stay lazy is shared by. Its
+// DiffID is never checked then, since the whole tar is never seen; what is checked is
+// the TOC. So it is both: an image with a DiffID that lies can't lend its files to
 // another image. The formula for eStargz is BuildKit's.
-func (m *Manager) identity(desc ocispecs.Descriptor, diffID digest.Digest) (digest.Digest, error) {
-	if m.lazy == nil {
+func lazyIdentity(desc ocispecs.Descriptor, diffID digest.Digest) (digest.Digest, error) {
+	v := remotesnapshot.TOCDigest(desc.Annotations)
+	if v == "" {
 		return diffID, nil
 	}
-	for _, a := range []string{
-		remotesnapshot.AnnotationTOCDigest,
-		remotesnapshot.AnnotationZstdChecksum,
-		remotesnapshot.AnnotationZstdChecksumLegacy,
-	} {
-		v := desc.Annotations[a]
-		if v == "" {
-			continue
-		}
-		toc, err := digest.Parse(v)
-		if err != nil {
-			return "", fmt.Errorf("layer %s: annotation %s: %q: %w", desc.Digest, a, v, err)
-		}
-		return imageid.ChainID([]digest.Digest{diffID, toc}), nil
+	toc, err := digest.Parse(v)
+	if err != nil {
+		return "", fmt.Errorf("layer %s: TOC digest %q in its annotations: %w", desc.Digest, v, err)
 	}
-	return diffID, nil
+	return imageid.ChainID([]digest.Digest{diffID, toc}), nil
 }
 
 // diffIDOf is the digest of the layer's tar, which BuildKit puts into an annotation.
@@ -145,14 +139,14 @@ func (m *Manager) addressable(ctx context.Context, parent bkcache.ImmutableRef, 
 
 // byBlob finds or makes the record. A new record takes p over.
 func (m *Manager) byBlob(ctx context.Context, desc ocispecs.Descriptor, p *immutableRef, o options, opts []bkcache.RefOption) (_ *immutableRef, rerr error) {
-	id, err := m.identify(desc, p)
+	src, hasSource := m.sourceFor(desc, o.handlers[desc.Digest])
+	id, err := identify(desc, p, hasSource)
 	if err != nil {
 		return nil, err
 	}
 	// Two that look for the same blobs must not both make a record.
 	m.chains.Lock(id.blobs.String())
 	defer m.chains.Unlock(id.blobs.String())
-	src, hasSource := m.sourceFor(desc, o.handlers[desc.Digest])
 	same, err := m.sameBlobs(ctx, id, o)
 	if err != nil {
 		return nil, err
@@ -227,7 +221,7 @@ func (m *Manager) sameBlobs(ctx context.Context, id layerID, o options) (*immuta
 	}
 	for _, r := range found {
 		// The blobs alone don't say what a lazy snapshot shows; see identity.
-		if keyChainID.get(r.meta) != id.chain || r.onLegacySnapshot() {
+		if keyChainID.get(r.meta) != id.chain || r.mustNotBeShared() {
 			continue
 		}
 		h, err := m.tryGet(ctx, r.ID(), o)
@@ -247,7 +241,7 @@ func (m *Manager) sharedSnapshot(ctx context.Context, id layerID, o options) (st
 	}
 	o.touches = false
 	for _, r := range found {
-		if r.onLegacySnapshot() {
+		if r.mustNotBeShared() {
 			continue
 		}
 		h, err := m.tryGet(ctx, r.ID(), o)
@@ -260,6 +254,11 @@ func (m *Manager) sharedSnapshot(ctx context.Context, id layerID, o options) (st
 	}
 	return layerSnapshotID(id.chain), nil
 }
+
+// mustNotBeShared says that the record's chain id does not say what it shows: on
+// legacy snapshots, and for the diffs of BuildKit, which have that of the upper
+// record.
+func (r *record) mustNotBeShared() bool { return r.kind() == kindDiff || r.onLegacySnapshot() }
 
 // tryGet holds a record unless it has gone or needs what opts don't provide.
 func (m *Manager) tryGet(ctx context.Context, id string, o options) (*immutableRef, error) {

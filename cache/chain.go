@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	digest "github.com/opencontainers/go-digest"
 	imageid "github.com/opencontainers/image-spec/identity"
@@ -32,12 +33,6 @@ func (c *chaining) record(ctx context.Context, r *record) error {
 	case kindLayer:
 		if err := c.record(ctx, r.parents.layer.record); err != nil {
 			return err
-		}
-	case kindDiff:
-		if !c.included[r] && r.parents.upper != nil {
-			if err := c.record(ctx, r.parents.upper.record); err != nil {
-				return err
-			}
 		}
 	}
 	return c.assign(r)
@@ -81,6 +76,11 @@ func idsOf(r *record) chainIDs {
 	return chainIDs{keyChainID.get(r.meta), keyBlobChainID.get(r.meta)}
 }
 
+// stands says whether all layers of a parent are included.
+func (c *chaining) stands(p *record) bool {
+	return !slices.ContainsFunc(p.layerList(), func(l *record) bool { return !c.included[l] })
+}
+
 func (c *chaining) ids(r *record) (ids chainIDs, ok bool, err error) {
 	switch r.kind() {
 	case kindMerge:
@@ -88,7 +88,9 @@ func (c *chaining) ids(r *record) (ids chainIDs, ok bool, err error) {
 		if !c.included[base] {
 			return ids, false, nil
 		}
-		ids = idsOf(base)
+		if ids = idsOf(base); ids.chain == "" || ids.blobs == "" {
+			return ids, false, nil
+		}
 		for _, p := range r.parents.merge[1:] {
 			for _, l := range p.record.layerList() {
 				if !c.included[l] || !ids.append(l) {
@@ -96,27 +98,24 @@ func (c *chaining) ids(r *record) (ids chainIDs, ok bool, err error) {
 				}
 			}
 		}
-		return ids, ids.chain != "", nil
+		return ids, true, nil
 	case kindDiff:
-		if c.included[r] {
-			return ids, ids.append(r), nil
+		// A diff shows one layer on nothing, whatever that layer stands on.
+		l := r
+		if only := r.parents.onlyLayer(); only != nil {
+			l = only
 		}
-		if r.parents.upper == nil {
-			return ids, false, nil
-		}
-		ids = idsOf(r.parents.upper.record)
-		return ids, ids.chain != "", nil
+		return ids, c.included[l] && ids.append(l), nil
 	case kindLayer:
-		if !c.included[r] {
-			return ids, false, nil
+		p := r.parents.layer.record
+		if !c.included[r] || !c.stands(p) {
+			return ids, false, nil // its chain is not all here: see Diff
 		}
-		if p := r.parents.layer.record; c.included[p] {
-			if ids = idsOf(p); ids.chain == "" || ids.blobs == "" {
-				if p.onLegacySnapshot() {
-					return ids, false, nil
-				}
-				return ids, false, fmt.Errorf("record %s stands on %s (%s), which has no chain id", r.ID(), p.ID(), p.GetDescription())
+		if ids = idsOf(p); ids.chain == "" || ids.blobs == "" {
+			if p.onLegacySnapshot() {
+				return ids, false, nil
 			}
+			return ids, false, fmt.Errorf("record %s stands on %s (%s), which has no chain id", r.ID(), p.ID(), p.GetDescription())
 		}
 		return ids, ids.append(r), nil
 	}

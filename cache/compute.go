@@ -71,26 +71,23 @@ func (c *computation) blobs(ctx context.Context) error {
 // blob computes one layer's blob, unless it has one, and its compression if that
 // is forced.
 func (c *computation) blob(ctx context.Context, r *record) error {
-	l, err := c.m.work.Do(ctx, fmt.Sprintf("compute %s %t", r.ID(), c.create), func(ctx context.Context) (*heldLease, error) {
-		switch {
-		case keyBlob.get(r.meta) != "":
-			return nil, nil
-		case !c.create:
-			return nil, fmt.Errorf("record %s: %w", r.ID(), bkcache.ErrNoBlobs)
-		}
-		return c.m.underLease(ctx, func(ctx context.Context) error {
+	if keyBlob.get(r.meta) == "" && !c.create {
+		return fmt.Errorf("record %s: %w", r.ID(), bkcache.ErrNoBlobs)
+	}
+	if keyBlob.get(r.meta) == "" {
+		err := c.m.alone(ctx, "compute "+r.ID(), func(ctx context.Context) error {
+			if keyBlob.get(r.meta) != "" {
+				return nil
+			}
 			desc, err := c.compute(ctx, r)
 			if err != nil {
 				return fmt.Errorf("compute the layer of record %s: %w", r.ID(), err)
 			}
 			return r.setBlob(ctx, desc)
 		})
-	})
-	if err != nil {
-		return err
-	}
-	if err := l.adopt(ctx); err != nil {
-		return err
+		if err != nil {
+			return err
+		}
 	}
 	if !c.comp.Force {
 		return nil

@@ -19,7 +19,8 @@ import (
 
 // fetchBlob brings a lazy layer's blob into the content store, and the blob's
 // labels with it. The caller may read the layer's sources (see access) and has a
-// lease in ctx. Callers that want the same blob share the work.
+// lease in ctx, in which the blob is kept, too. Callers that want the same blob share
+// the work.
 func (m *Manager) fetchBlob(ctx context.Context, r *record, handlers bkcache.DescHandlers, s bksession.Group) error {
 	blob := keyBlob.get(r.meta)
 	if blob == "" {
@@ -30,26 +31,23 @@ func (m *Manager) fetchBlob(ctx context.Context, r *record, handlers bkcache.Des
 	} else if !cerrdefs.IsNotFound(err) {
 		return err
 	}
-	// The flight's own lease keeps the blob until each caller has it in theirs.
-	l, err := m.work.Do(ctx, "fetch "+blob.String(), func(ctx context.Context) (*heldLease, error) {
-		return m.underLease(ctx, func(ctx context.Context) error {
-			desc, err := r.descriptor(ctx, handlers, true)
-			if err != nil {
-				return err
-			}
-			if err := m.fetch(ctx, r, desc, handlerOf(r, handlers), s); err != nil {
-				return fmt.Errorf("fetch layer %s: %w", desc.Digest, err)
-			}
-			if err := r.linkBlob(ctx, desc); err != nil {
-				return err
-			}
-			return r.describePulled()
-		})
-	})
-	if err != nil {
+	// Before the work, whose own lease ends with it.
+	if err := m.keep(ctx, blobResource(blob)); err != nil {
 		return err
 	}
-	return l.adopt(ctx)
+	return m.alone(ctx, "fetch "+blob.String(), func(ctx context.Context) error {
+		desc, err := r.descriptor(ctx, handlers, true)
+		if err != nil {
+			return err
+		}
+		if err := m.fetch(ctx, r, desc, handlerOf(r, handlers), s); err != nil {
+			return fmt.Errorf("fetch layer %s: %w", desc.Digest, err)
+		}
+		if err := r.linkBlob(ctx, desc); err != nil {
+			return err
+		}
+		return r.describePulled()
+	})
 }
 
 // fetch gets the blob from its sources, of which only what is missing on disk is
@@ -95,7 +93,7 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispecs.Descriptor
 // a layer is pulled.
 func (r *record) describePulled() error {
 	refs := keyImageRefs.get(r.meta)
-	if len(refs) == 0 || r.GetDescription() != "" {
+	if len(refs) == 0 || r.GetDescription() != "" || r.isDead() {
 		return nil
 	}
 	return r.SetDescription("pulled from " + refs[0])

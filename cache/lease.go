@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -106,30 +105,12 @@ func (m *Manager) withLease(ctx context.Context) (_ context.Context, done func()
 	}, nil
 }
 
-// heldLease is a temporary lease that the callers of shared work take over, each
-// into its own: the work's lease ends when the last one has.
-type heldLease struct{ *leaseutil.LeaseRef }
-
-// underLease runs f under a new temporary lease, which the result carries.
-func (m *Manager) underLease(ctx context.Context, f func(ctx context.Context) error) (*heldLease, error) {
-	l, lctx, err := leaseutil.NewLease(ctx, m.leases, leaseutil.MakeTemporary)
-	if err != nil {
-		return nil, fmt.Errorf("temporary lease: %w", err)
-	}
-	if err := f(lctx); err != nil {
-		return nil, errors.Join(err, l.Discard(ctx))
-	}
-	return &heldLease{l}, nil
-}
-
-// adopt moves what a shared work's lease holds into the caller's lease.
-func (l *heldLease) adopt(ctx context.Context) error {
-	if l == nil {
+// keep adds what a caller is about to use to its own lease, if it has one: the
+// record that has it may be pruned before the caller is done.
+func (m *Manager) keep(ctx context.Context, over ...leases.Resource) error {
+	id, ok := leases.FromContext(ctx)
+	if !ok {
 		return nil
 	}
-	if err := l.Adopt(ctx); err != nil {
-		// Other callers lose nothing: what was made is in its record's leases, too.
-		return errors.Join(fmt.Errorf("take over a temporary lease: %w", err), l.Discard(ctx))
-	}
-	return nil
+	return m.addToLease(ctx, id, over...)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	cerrdefs "github.com/containerd/errdefs"
 	bkcache "github.com/moby/buildkit/cache"
@@ -46,7 +47,36 @@ func (m *Manager) load(ctx context.Context) error {
 		bklog.G(ctx).Debugf("cache: record %s is removed: %v", si.ID(), err)
 		m.eraseAll(ctx, doomed{record: m.newRecord(si, parents{}, false, newState()), data: true})
 	}
+	return m.sweepLeases(ctx, l.items)
+}
+
+// sweepLeases ends the leases of records that a process has not got to write before
+// it ended: nobody else would, and what they hold would stay for good.
+func (m *Manager) sweepLeases(ctx context.Context, items map[string]*metadata.StorageItem) error {
+	all, err := m.leases.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list leases: %w", err)
+	}
+	for _, l := range all {
+		id := l.ID
+		for _, suffix := range []string{variantsLease(""), viewLease("")} {
+			id = strings.TrimSuffix(id, suffix)
+		}
+		ours := l.Labels[labelFlat] != "" || id != l.ID
+		if !ours || !isRecordID(id) || items[id] != nil {
+			continue
+		}
+		bklog.G(ctx).Debugf("cache: lease %s of a record that was never written is ended", l.ID)
+		m.unlease(ctx, l.ID)
+	}
 	return nil
+}
+
+// recordIDLength is that of BuildKit's random identifiers, which are in base 36.
+const recordIDLength = 25
+
+func isRecordID(id string) bool {
+	return len(id) == recordIDLength && strings.Trim(id, "0123456789abcdefghijklmnopqrstuvwxyz") == ""
 }
 
 // errUnclear is wrapped by errors after which nothing is known of a record, so that
@@ -189,6 +219,7 @@ func (l *loader) hold(ctx context.Context, id string) (*immutableRef, error) {
 		return nil, err
 	}
 	if mut != nil {
+		close(mut.committing)
 		l.m.unhold(mut.ref)
 		return nil, fmt.Errorf("parent %s is mutable: %w", id, bkcache.ErrLocked)
 	}

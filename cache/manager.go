@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -68,7 +69,6 @@ type Manager struct {
 	chains  *locker.Locker // by blob chain, while its record is looked for and made
 	prunes  ioLock         // one prune at a time
 	filling flightcontrol.Group[struct{}]
-	work    flightcontrol.Group[*heldLease]
 	sizes   flightcontrol.Group[int64]
 	files   flightcontrol.Group[[]string]
 
@@ -164,28 +164,56 @@ func (m *Manager) Get(ctx context.Context, id string, pg progress.Controller, op
 }
 
 func (m *Manager) get(ctx context.Context, id string, pg progress.Controller, o options) (*immutableRef, error) {
-	h, mut, err := m.hold(id, pg, o)
+	h, err := m.holdOrCommit(ctx, id, pg, o)
 	if err != nil {
 		return nil, err
 	}
-	if mut != nil {
-		// Nobody uses it: what it holds is the result.
-		c, err := mut.commit(ctx)
-		if err != nil {
-			m.unhold(mut.ref)
-			return nil, err
-		}
-		h = c
-		m.mu.Lock()
-		h.touches, h.pg = o.touches, pg
-		m.mu.Unlock()
-	}
 	if err := m.checkProviders(ctx, h.record, o.handlers); err != nil {
-		m.unhold(h.ref)
-		return nil, err
+		// Others may have left meanwhile, so this may be the last ref.
+		m.mu.Lock()
+		h.touches = false
+		m.mu.Unlock()
+		return nil, errors.Join(err, h.Release(context.WithoutCancel(ctx)))
 	}
 	return h, nil
 }
+
+// holdOrCommit holds a record. A mutable one that nobody uses is committed: what it
+// holds is the result.
+func (m *Manager) holdOrCommit(ctx context.Context, id string, pg progress.Controller, o options) (*immutableRef, error) {
+	for {
+		h, mut, err := m.hold(id, pg, o)
+		var busy *committingError
+		switch {
+		case errors.As(err, &busy): // by another caller of Get
+			select {
+			case <-busy.done:
+				continue
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		case err != nil:
+			return nil, err
+		case h != nil:
+			return h, nil
+		}
+		h, err = mut.commit(ctx)
+		m.mu.Lock()
+		close(mut.committing)
+		if err != nil {
+			delete(mut.record.refs, mut.ref)
+		} else {
+			h.touches, h.pg = o.touches, pg
+		}
+		m.mu.Unlock()
+		return h, err
+	}
+}
+
+// committingError says that a record is locked for as long as a commit takes.
+type committingError struct{ done chan struct{} }
+
+func (*committingError) Error() string { return "being committed" }
 
 // hold finds a record and holds it: by an immutable ref, or, for a mutable record
 // without a twin, by a mutable one.
@@ -198,9 +226,16 @@ func (m *Manager) hold(id string, pg progress.Controller, o options) (*immutable
 		return nil, nil, notFound(id)
 	case !r.mutable:
 	case len(r.refs) > 0:
+		for h := range r.refs {
+			if h.committing != nil {
+				return nil, nil, &committingError{h.committing}
+			}
+		}
 		return nil, nil, fmt.Errorf("record %s: %w", id, bkcache.ErrLocked)
 	case r.twin == nil:
-		return nil, &mutableRef{r.holdLocked(false, o.handlers, pg)}, nil
+		h := r.holdLocked(false, o.handlers, pg)
+		h.committing = make(chan struct{})
+		return nil, &mutableRef{h}, nil
 	default:
 		r = r.twin
 	}

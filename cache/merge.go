@@ -129,7 +129,10 @@ func (m *Manager) Diff(ctx context.Context, lower, upper bkcache.ImmutableRef, p
 		if err != nil {
 			return nil, err
 		}
-		return h, releaseAll(ctx, p.all())
+		if err := releaseAll(ctx, p.all()); err != nil {
+			return nil, errors.Join(err, h.Release(context.WithoutCancel(ctx)))
+		}
+		return h, nil
 	}
 	h, err := m.diffOf(ctx, p, handlers, pg, opts)
 	if err != nil {

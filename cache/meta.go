@@ -189,9 +189,13 @@ func (m meta) lastUsed() (count int, at *time.Time) {
 }
 
 // touch counts a use that ends now.
-func (m meta) touch(now time.Time) error {
+// What was written to a mutable record has to be measured again.
+func (m meta) touch(now time.Time, written bool) error {
 	count, _ := m.lastUsed()
 	var c change
+	if written {
+		put(&c, keySize, sizeUnknown)
+	}
 	put(&c, keyUsageCount, count+1)
 	put(&c, keyLastUsedAt, now.UnixNano())
 	return m.commit(c)

@@ -24,6 +24,12 @@ func (h *immutableRef) Mount(ctx context.Context, readonly bool, s bksession.Gro
 			return nil, err
 		}
 	}
+	// A layer whose TOC was lost is resolved again when it is mounted.
+	release, err := h.access(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if err := h.Extract(ctx, s); err != nil {
 		return nil, err
 	}
@@ -37,6 +43,11 @@ func (h *immutableRef) Mount(ctx context.Context, readonly bool, s bksession.Gro
 // Mount implements bkcache.Mountable. Mounts of the same record share one mount
 // point, so that several steps can write to it.
 func (h *mutableRef) Mount(ctx context.Context, readonly bool, s bksession.Group) (snapshot.Mountable, error) {
+	release, err := h.access(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	mnt, err := h.record.mountMutable(ctx)
 	if err != nil {
 		return nil, err

@@ -29,14 +29,15 @@ func (h *immutableRef) Extract(ctx context.Context, s bksession.Group) error {
 		return err
 	}
 	defer release()
-	_, err = h.m.filling.Do(ctx, "prepare "+h.ID(), func(ctx context.Context) (struct{}, error) {
-		p := &preparation{m: h.m, ref: h.ref, sessions: s}
-		return struct{}{}, p.run(ctx)
+	if ok, err := h.m.hasSnapshot(ctx, h.record); ok || err != nil {
+		return err
+	}
+	return h.m.alone(ctx, "prepare "+h.ID(), func(ctx context.Context) error {
+		return (&preparation{m: h.m, ref: h.ref, sessions: s}).run(ctx)
 	})
-	return err
 }
 
-// preparation makes the snapshots that a record needs.
+// preparation makes the snapshots that a record needs. It has a lease in its context.
 type preparation struct {
 	m        *Manager
 	ref      *ref
@@ -57,11 +58,6 @@ func (p *preparation) run(ctx context.Context) error {
 	if ok, err := p.m.hasSnapshot(ctx, p.ref.record); ok || err != nil {
 		return err
 	}
-	ctx, done, err := p.m.withLease(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
 	missing, err := p.missing(ctx)
 	if err != nil {
 		return err
@@ -191,14 +187,22 @@ func (p *preparation) startFetches(ctx context.Context, layers []*record) {
 	}
 }
 
-// ensure makes a record's snapshot, after those below it.
+// ensure makes a record's snapshot, after those below it. Records of other builds may
+// share the snapshot, or want it at the same time. What only this preparation knows
+// of is waited for before the work that is shared begins, so that nobody waits for a
+// build that leaves.
 func (p *preparation) ensure(ctx context.Context, r *record) error {
-	if !r.isLayer() {
-		return p.merge(ctx, r)
-	}
 	ok, err := p.m.hasSnapshot(ctx, r)
 	if ok || err != nil {
 		return err
+	}
+	key := "snapshot " + r.snapshotID()
+	if !r.isLayer() {
+		stack, err := p.stack(ctx, r)
+		if err != nil {
+			return err
+		}
+		return p.m.alone(ctx, key, func(ctx context.Context) error { return p.merge(ctx, r, stack) })
 	}
 	parent := ""
 	if l := r.parents.layer; l != nil {
@@ -207,14 +211,29 @@ func (p *preparation) ensure(ctx context.Context, r *record) error {
 		}
 		parent = l.snapshotID()
 	}
-	// Records of other builds may share the snapshot.
-	_, err = p.m.filling.Do(ctx, "snapshot "+r.snapshotID(), func(ctx context.Context) (struct{}, error) {
+	if err := p.awaitFetch(ctx, r); err != nil {
+		return err
+	}
+	return p.m.alone(ctx, key, func(ctx context.Context) error {
 		if ok, err := p.m.hasSnapshot(ctx, r); ok || err != nil {
-			return struct{}{}, err
+			return err
 		}
-		return struct{}{}, p.layer(ctx, r, parent)
+		return p.layer(ctx, r, parent)
 	})
-	return err
+}
+
+// awaitFetch waits for the blob of a layer that is pulled whole.
+func (p *preparation) awaitFetch(ctx context.Context, r *record) error {
+	f := p.fetches[r]
+	if f == nil {
+		return nil
+	}
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // layer makes a layer's snapshot on that of its parent.
@@ -226,16 +245,6 @@ func (p *preparation) layer(ctx context.Context, r *record, parent string) error
 		}
 		bklog.G(ctx).WithError(err).Warnf("cache: layer %s was resolved, but its snapshot can't be made; it is pulled whole", src.Digest)
 		p.m.noteReason(r, err)
-	}
-	if f := p.fetches[r]; f != nil {
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if f.err != nil {
-			return f.err
-		}
 	}
 	return p.m.extractLayer(ctx, r, parent, p.ref.handlers, p.ref.pg, p.sessions)
 }

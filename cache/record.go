@@ -125,6 +125,14 @@ func (r *record) kind() kind {
 	return kindBase
 }
 
+// isDead says that the record has been removed. A caller that was given its blobs
+// may still be using them.
+func (r *record) isDead() bool {
+	r.m.mu.Lock()
+	defer r.m.mu.Unlock()
+	return r.dead
+}
+
 // isLayer says that the record is a layer, base or not.
 func (r *record) isLayer() bool { return r.kind() == kindBase || r.kind() == kindLayer }
 
@@ -216,6 +224,10 @@ type ref struct {
 	pg       progress.Controller
 	touches  bool // a use that counts; guarded by Manager.mu
 	where    acquisition
+
+	// committing is set while Get commits a mutable record, and closed afterwards;
+	// guarded by Manager.mu.
+	committing chan struct{}
 }
 
 // holdLocked makes a ref. The caller holds Manager.mu.

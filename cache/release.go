@@ -109,9 +109,9 @@ func (m *Manager) touch(r *record) error {
 	if dead {
 		return nil
 	}
-	err := r.meta.touch(m.now())
+	err := r.meta.touch(m.now(), r.mutable)
 	if twin != nil && twin.mutable {
-		err = errors.Join(err, twin.meta.touch(m.now()))
+		err = errors.Join(err, twin.meta.touch(m.now(), false))
 	}
 	return err
 }
@@ -142,6 +142,9 @@ func (m *Manager) eraseAll(ctx context.Context, list ...doomed) error {
 // ends in between finds out at its next start.
 func (m *Manager) erase(ctx context.Context, d doomed) error {
 	id := d.record.ID()
+	m.mu.Lock()
+	delete(m.mu.reasons, keyBlob.get(d.record.meta))
+	m.mu.Unlock()
 	if d.data {
 		var c change
 		put(&c, keyDeleted, true)

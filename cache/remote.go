@@ -47,12 +47,16 @@ func (h *immutableRef) GetRemotes(ctx context.Context, createIfNeeded bool, cfg 
 	if err != nil {
 		return list, nil // there is no such variant
 	}
+	provider := content.InfoReaderProvider(h.m.content)
+	if top.Digest == remote.Descriptors[n-1].Digest {
+		provider = remote.Provider // it may be lazy
+	}
 	below := []*solver.Remote{{}}
 	for _, desc := range remote.Descriptors[:n-1] {
 		below = h.m.combine(ctx, below, desc, remote.Provider)
 	}
 	for _, b := range below {
-		list = append(list, appendLayer(b, top, h.m.content))
+		list = append(list, appendLayer(b, top, provider))
 	}
 	return list, nil
 }
@@ -109,6 +113,10 @@ func (c *computation) remote(ctx context.Context, cfg cacheconfig.RefConfig) (*s
 			return nil, err
 		}
 		remote.Descriptors = append(remote.Descriptors, desc)
+		// The caller may release the record before it is done with the blobs.
+		if err := c.m.keep(ctx, blobResource(desc.Digest)); err != nil {
+			return nil, err
+		}
 		provider.add(&blobProvider{ref: c.ref.ref, record: l, desc: desc, sessions: c.sessions})
 	}
 	return remote, nil
@@ -276,10 +284,17 @@ func (p *blobProvider) Unlazy(ctx context.Context) error {
 }
 
 // localBlob brings a layer's own blob into the content store, with the rights of
-// the sessions.
+// the sessions, and keeps it in the caller's lease and in the record's.
 func (m *Manager) localBlob(ctx context.Context, h *ref, r *record, s bksession.Group) error {
-	if _, err := m.content.Info(ctx, keyBlob.get(r.meta)); err == nil || !cerrdefs.IsNotFound(err) {
+	blob := keyBlob.get(r.meta)
+	if _, err := m.content.Info(ctx, blob); err == nil || !cerrdefs.IsNotFound(err) {
 		return err
+	}
+	if again := m.holdAgain(r); again != nil {
+		defer func() { _ = m.finish(ctx, m.letGo(again)) }() // as good as never held
+		if err := m.ensureLease(ctx, r.ID(), leaseOpts(flat), blobResource(blob)); err != nil {
+			return err
+		}
 	}
 	sub := &ref{record: r, handlers: h.handlers, pg: h.pg}
 	release, err := sub.accessOne(ctx, s)
@@ -292,9 +307,15 @@ func (m *Manager) localBlob(ctx context.Context, h *ref, r *record, s bksession.
 		return err
 	}
 	defer done()
-	if err := m.fetchBlob(ctx, r, h.handlers, s); err != nil {
-		return err
+	return m.fetchBlob(ctx, r, h.handlers, s)
+}
+
+// holdAgain holds a record for the time of a call; nil when it has been removed.
+func (m *Manager) holdAgain(r *record) *ref {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.dead {
+		return nil
 	}
-	// The blob has to outlive the temporary lease.
-	return m.ensureLease(ctx, r.ID(), leaseOpts(flat), blobResource(keyBlob.get(r.meta)))
+	return r.holdLocked(false, nil, nil)
 }

@@ -50,6 +50,45 @@ func (m *Manager) measure(ctx context.Context, r *record) (int64, error) {
 	})
 }
 
+// ownSize is the part of measure that is this record's alone in a report: a blob
+// that several records have counts for the one with the lowest id.
+func (m *Manager) ownSize(ctx context.Context, r *record, owners map[digest.Digest]string) (int64, error) {
+	n, err := m.measure(ctx, r)
+	blob := keyBlob.get(r.meta)
+	if owner := owners[blob]; err != nil || owner == "" || owner == r.ID() {
+		return n, err
+	}
+	blobs, err := m.blobSizes(ctx, blob)
+	if err != nil {
+		return sizeUnknown, err
+	}
+	n -= blobs
+	if lazy, err := r.holdsLazily(ctx); err != nil {
+		return sizeUnknown, err
+	} else if lazy {
+		kept, err := m.lazy.Usage(blob)
+		if err != nil {
+			return sizeUnknown, fmt.Errorf("size of record %s: %w", r.ID(), err)
+		}
+		n -= kept
+	}
+	return max(n, 0), nil
+}
+
+// blobOwners has the lowest id of the records that have a blob.
+func (m *Manager) blobOwners() map[digest.Digest]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	owners := map[digest.Digest]string{}
+	for id, r := range m.mu.records {
+		blob := keyBlob.get(r.meta)
+		if have := owners[blob]; blob != "" && (have == "" || id < have) {
+			owners[blob] = id
+		}
+	}
+	return owners
+}
+
 // holdsLazily says that the lazy file system may keep something of the layer.
 func (r *record) holdsLazily(ctx context.Context) (bool, error) {
 	return r.m.lazy != nil && keyBlobOnly.get(r.meta) && len(r.m.sourcesOf(ctx, r)) > 0, nil
@@ -110,6 +149,9 @@ func (m *Manager) blobSizes(ctx context.Context, dgst digest.Digest) (n int64, e
 
 // forgetSize lets the next measure find out anew.
 func (r *record) forgetSize() error {
+	if r.isDead() {
+		return nil
+	}
 	var c change
 	put(&c, keySize, sizeUnknown)
 	return r.meta.commit(c)

@@ -59,16 +59,20 @@ func (m *Manager) provides(ctx context.Context, r *record) bool {
 	return m.opts.Adopt != nil && len(m.sourcesOf(ctx, r)) > 0
 }
 
-// sourceOfHandler is the one of a record's sources that a handler's image is. Only
+// sourceOfHandler is the one of a record's sources that a handler's image is at. Only
 // sources that GetByBlob has been given count: handlers of client OCI layouts have
-// labels that look like a registry's.
+// labels that look like a registry's. The annotations stay the record's, which is
+// bound to its TOC: an image of the same name may have another one by now.
 func (m *Manager) sourceOfHandler(r *record, dh *bkcache.DescHandler, known []remotesnapshot.Source) (remotesnapshot.Source, bool) {
-	if dh == nil {
-		return remotesnapshot.Source{}, false
+	src, ok := m.sourceFor(ocispecs.Descriptor{Digest: keyBlob.get(r.meta)}, dh)
+	if !ok {
+		return src, false
 	}
-	src, ok := m.sourceFor(ocispecs.Descriptor{Digest: keyBlob.get(r.meta), Annotations: dh.Annotations}, dh)
-	ok = ok && slices.ContainsFunc(known, func(k remotesnapshot.Source) bool { return k.Reference == src.Reference })
-	return src, ok
+	i := slices.IndexFunc(known, func(k remotesnapshot.Source) bool { return k.Reference == src.Reference })
+	if i < 0 {
+		return src, false
+	}
+	return known[i], true
 }
 
 // isLazy says that the layer's blob is not here, or that its snapshot is served
@@ -185,13 +189,7 @@ func (h *ref) mayRead(ctx context.Context, r *record, s remotesnapshot.Sessions)
 	if err != nil || !lazy {
 		return src, false, err
 	}
-	if dh := handlerOf(r, h.handlers); dh != nil {
-		src, ok := h.m.sourceOfHandler(r, dh, list)
-		if !ok {
-			// The build has the image from elsewhere. It may have the layer, but that
-			// says nothing of the registry, which decides for itself.
-			return list[0], true, nil
-		}
+	if src, ok := h.m.sourceOfHandler(r, handlerOf(r, h.handlers), list); ok {
 		h.m.lazy.Vouch(src, s)
 		return src, true, nil
 	}

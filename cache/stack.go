@@ -4,15 +4,17 @@ import (
 	"context"
 	"fmt"
 
+	cerrdefs "github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 	imageid "github.com/opencontainers/image-spec/identity"
 
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/snapshot"
+	"github.com/moby/buildkit/util/bklog"
 	"golang.org/x/sync/errgroup"
 )
 
-// merge makes the snapshot of a merge or diff.
+// stack makes what the snapshot of a merge or diff is made of.
 //
 // Where layers can be lazy, those that come from blobs are stacked on one another
 // as they would be in an image that has them all: a layer whose own parent is
@@ -20,33 +22,35 @@ import (
 // request or a copy. From the first layer on that does not come from a blob (what a
 // step has written holds opaque directories, which mean its own parent) the
 // differences are applied one by one, as BuildKit does.
-func (p *preparation) merge(ctx context.Context, r *record) (rerr error) {
-	if ok, err := p.m.hasSnapshot(ctx, r); ok || err != nil {
-		return err
-	}
-	stack := &stack{preparation: p, layers: r.layerList()}
+func (p *preparation) stack(ctx context.Context, r *record) (*stack, error) {
+	s := &stack{preparation: p, layers: r.layerList()}
 	if p.m.lazy != nil {
-		if err := stack.build(ctx); err != nil {
-			return err
+		if err := s.build(ctx); err != nil {
+			return nil, err
 		}
 	}
-	rest := stack.layers[stack.done:]
-	if err := p.ensureSides(ctx, rest); err != nil {
+	return s, p.ensureSides(ctx, s.layers[s.done:])
+}
+
+// merge makes the snapshot on a stack.
+func (p *preparation) merge(ctx context.Context, r *record, s *stack) (rerr error) {
+	if ok, err := p.m.hasSnapshot(ctx, r); ok || err != nil {
 		return err
 	}
 	stop := p.progressOfMerge(ctx, r)
 	defer func() { stop(rerr) }()
+	rest := s.layers[s.done:]
 	if len(rest) == 0 {
-		return p.m.commitEmpty(ctx, r.snapshotID(), stack.base)
+		return p.m.commitEmpty(ctx, r.snapshotID(), s.base)
 	}
-	diffs, err := p.m.linear(ctx, stack.base)
+	diffs, err := p.m.linear(ctx, s.base)
 	if err != nil {
 		return err
 	}
 	for _, l := range rest {
 		diffs = append(diffs, diffOf(l))
 	}
-	if err := p.m.sn.Merge(ctx, r.snapshotID(), diffs); err != nil {
+	if err := p.m.sn.Merge(ctx, r.snapshotID(), diffs); err != nil && !cerrdefs.IsAlreadyExists(err) {
 		return fmt.Errorf("merge into record %s: %w", r.ID(), err)
 	}
 	return nil
@@ -144,6 +148,9 @@ func (s *stack) add(ctx context.Context, l *record) (bool, error) {
 		}
 		if info.Parent == s.base {
 			s.base, s.chain = l.snapshotID(), keyChainID.get(l.meta)
+			if l.onLegacySnapshot() {
+				s.chain = "" // it lends its contents to no other name
+			}
 			return true, nil
 		}
 	}
@@ -168,12 +175,29 @@ func (s *stack) stackRemote(ctx context.Context, l *record) (bool, error) {
 		}
 	}
 	name, chain := s.nameOf(l)
-	if info, err := s.m.sn.Stat(ctx, name); err == nil && info.Parent != s.base {
+	// Before the look at it: what is there may be on its way out otherwise.
+	if err := s.m.keep(ctx, s.m.snapshotResource(name)); err != nil {
+		return false, err
+	}
+	info, err := s.m.sn.Stat(ctx, name)
+	switch {
+	case err == nil && info.Parent == s.base:
+		s.base, s.chain = name, chain
+		return true, nil
+	case err == nil:
 		name, chain = identity.NewID(), ""
-	} else if err != nil {
-		if err := s.m.prepareRemote(ctx, name, s.base, src); err != nil {
+		if err := s.m.keep(ctx, s.m.snapshotResource(name)); err != nil {
 			return false, err
 		}
+	case !cerrdefs.IsNotFound(err):
+		return false, fmt.Errorf("snapshot %s: %w", name, err)
+	}
+	if err := s.m.prepareRemote(ctx, name, s.base, src); err != nil {
+		if ctx.Err() != nil {
+			return false, err
+		}
+		bklog.G(ctx).WithError(err).Warnf("cache: layer %s can't be stacked", src.Digest)
+		return false, nil
 	}
 	s.base, s.chain = name, chain
 	return true, nil
@@ -183,7 +207,7 @@ func (s *stack) stackRemote(ctx context.Context, l *record) (bool, error) {
 func (s *stack) nameOf(l *record) (name string, chain digest.Digest) {
 	id := l.identity()
 	switch {
-	case id == "" || s.base != "" && s.chain == "":
+	case id == "" || l.isLegacySnapshot() || s.base != "" && s.chain == "":
 		return identity.NewID(), ""
 	case s.base == "":
 		return layerSnapshotID(id), id
@@ -214,6 +238,9 @@ func (m *Manager) commitEmpty(ctx context.Context, name, base string) error {
 	}
 	if err := m.sn.Commit(ctx, name, key); err != nil {
 		m.discard(ctx, key)
+		if cerrdefs.IsAlreadyExists(err) {
+			return nil
+		}
 		return fmt.Errorf("snapshot %s: %w", name, err)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/disk"
+	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lazykit/lazykit/cache/prune"
@@ -28,10 +29,10 @@ func (m *Manager) DiskUsage(ctx context.Context, req client.DiskUsageInfo) ([]*c
 	if err != nil {
 		return nil, err
 	}
-	lazy := map[string]string{}
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(measuring)
 	notes := make([]string, len(list))
+	owners := m.blobOwners()
 	for i, u := range list {
 		eg.Go(func() error {
 			r := m.lookup(u.ID)
@@ -40,7 +41,7 @@ func (m *Manager) DiskUsage(ctx context.Context, req client.DiskUsageInfo) ([]*c
 				return nil
 			}
 			if !(u.Mutable && u.InUse) {
-				n, err := m.measure(ctx, r)
+				n, err := m.ownSize(ctx, r, owners)
 				if err != nil {
 					return err
 				}
@@ -58,7 +59,6 @@ func (m *Manager) DiskUsage(ctx context.Context, req client.DiskUsageInfo) ([]*c
 			u.Description += " (" + notes[i] + ")"
 		}
 	}
-	_ = lazy
 	return list, nil
 }
 
@@ -179,18 +179,20 @@ func (m *Manager) prune(ctx context.Context, ch chan client.UsageInfo, info clie
 	if err != nil {
 		return err
 	}
-	var shared prune.SharedFunc
+	var shared *sharedMemo
 	if policy.NeedsShared() {
-		if shared, err = m.shared(); err != nil {
+		f, err := m.shared()
+		if err != nil {
 			return err
 		}
+		shared = newSharedMemo(f)
 	}
 	run, err := m.beginPrune(ctx, policy, shared)
 	if err != nil {
 		return err
 	}
 	for ctx.Err() == nil {
-		batch, err := m.takeBatch(ctx, run)
+		batch, err := m.takeBatch(ctx, run, shared)
 		if err != nil || len(batch) == 0 {
 			return err
 		}
@@ -198,6 +200,8 @@ func (m *Manager) prune(ctx context.Context, ch chan client.UsageInfo, info clie
 			if err := m.eraseAll(ctx, b.doomed...); err != nil {
 				bklog.G(ctx).WithError(err).Warnf("cache: record %s is erased later", b.info.ID)
 			}
+		}
+		for _, b := range batch {
 			if ch == nil {
 				continue
 			}
@@ -212,9 +216,10 @@ func (m *Manager) prune(ctx context.Context, ch chan client.UsageInfo, info clie
 }
 
 // beginPrune measures what the policy looks at.
-func (m *Manager) beginPrune(ctx context.Context, policy *prune.Policy, shared prune.SharedFunc) (*prune.Run, error) {
+func (m *Manager) beginPrune(ctx context.Context, policy *prune.Policy, shared *sharedMemo) (*prune.Run, error) {
 	if !policy.NeedsSpace() {
-		return policy.Begin(m.view(), 0, shared), nil
+		v := m.view()
+		return policy.Begin(v, 0, shared.know(v)), nil
 	}
 	v, err := m.sizedView(ctx)
 	if err != nil {
@@ -224,7 +229,39 @@ func (m *Manager) beginPrune(ctx context.Context, policy *prune.Policy, shared p
 	if err != nil {
 		return nil, fmt.Errorf("free space of %s: %w", m.opts.Root, err)
 	}
-	return policy.Begin(v, stat.Free, shared), nil
+	return policy.Begin(v, stat.Free, shared.know(v)), nil
+}
+
+// sharedMemo remembers what is shared, so that nobody is asked under a lock. A nil
+// memo knows that nothing is.
+type sharedMemo struct {
+	ask   prune.SharedFunc
+	known map[string]bool
+}
+
+func newSharedMemo(ask prune.SharedFunc) *sharedMemo {
+	if ask == nil {
+		return nil
+	}
+	return &sharedMemo{ask: ask, known: map[string]bool{}}
+}
+
+// know asks about the records of a view that are not known, and returns what knows
+// them. Records that came later count as shared, which keeps them until they are
+// asked about.
+func (s *sharedMemo) know(v prune.View) prune.SharedFunc {
+	if s == nil {
+		return nil
+	}
+	for _, r := range v {
+		if _, ok := s.known[r.ID]; !ok {
+			s.known[r.ID] = s.ask(r.ID, r.Chain)
+		}
+	}
+	return func(id string, _ []digest.Digest) bool {
+		shared, ok := s.known[id]
+		return shared || !ok
+	}
 }
 
 // sizedView is a view in which sizes are measured. Those of lazy layers always are.
@@ -237,6 +274,7 @@ func (m *Manager) sizedView(ctx context.Context) (prune.View, error) {
 }
 
 func (m *Manager) fillSizes(ctx context.Context, v prune.View) error {
+	owners := m.blobOwners()
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(measuring)
 	for i := range v {
@@ -245,7 +283,7 @@ func (m *Manager) fillSizes(ctx context.Context, v prune.View) error {
 			continue
 		}
 		eg.Go(func() (err error) {
-			v[i].Size, err = m.measure(ctx, r)
+			v[i].Size, err = m.ownSize(ctx, r, owners)
 			if cerrdefs.IsNotFound(err) || bkcache.IsNotFound(err) {
 				v[i].Size, err = 0, nil
 			}
@@ -264,11 +302,12 @@ type removal struct {
 // takeBatch decides what goes next and takes it out of the table. It measures first,
 // so that an error leaves all as it was; what changed meanwhile is decided by a
 // second look under the lock.
-func (m *Manager) takeBatch(ctx context.Context, run *prune.Run) ([]removal, error) {
+func (m *Manager) takeBatch(ctx context.Context, run *prune.Run, shared *sharedMemo) ([]removal, error) {
 	sized, err := m.sizedView(ctx)
 	if err != nil {
 		return nil, err
 	}
+	shared.know(sized)
 	sizes := make(map[string]int64, len(sized))
 	for _, r := range sized {
 		sizes[r.ID] = r.Size

@@ -42,13 +42,11 @@ func (r *record) variantOf(ctx context.Context, t compression.Type) (ocispecs.De
 // lazy layer that has it already stays lazy.
 func (c *computation) ensureCompression(ctx context.Context, r *record) error {
 	key := fmt.Sprintf("convert %s %s", r.ID(), c.comp.Type)
-	l, err := c.m.work.Do(ctx, key, func(ctx context.Context) (*heldLease, error) {
-		return c.m.underLease(ctx, func(ctx context.Context) error { return c.convert(ctx, r) })
-	})
+	err := c.m.alone(ctx, key, func(ctx context.Context) error { return c.convert(ctx, r) })
 	if err != nil {
 		return fmt.Errorf("record %s as %s: %w", r.ID(), c.comp.Type, err)
 	}
-	return l.adopt(ctx)
+	return nil
 }
 
 func (c *computation) convert(ctx context.Context, r *record) error {

@@ -130,6 +130,18 @@ func KnownAnnotations(annotations map[string]string) map[string]string {
 	return out
 }
 
+// TOCDigest is the digest of a layer's TOC among its descriptor's annotations, ""
+// when they name none. Of several, it is the one that the layer is verified by:
+// zstd:chunked's, then eStargz's.
+func TOCDigest(annotations map[string]string) string {
+	for _, k := range []string{AnnotationZstdChecksumLegacy, AnnotationZstdChecksum, AnnotationTOCDigest} {
+		if v := annotations[k]; v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
 // isAnnotation says whether key is, by its own name, an annotation that labels carry.
 func isAnnotation(key string) bool {
 	e, ok := known[key]

@@ -21,6 +21,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // GetRemotes implements bkcache.ImmutableRef: the record as a list of blobs and
@@ -245,15 +247,62 @@ type blobProvider struct {
 	sessions bksession.Group
 }
 
-// ReaderAt fetches a lazy blob first.
+// ReaderAt reads the blob from the content store. A lazy one is read while it is
+// fetched, where that is possible, so that a push sends what a pull has brought so
+// far; otherwise it is fetched first.
 func (p *blobProvider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
 	if desc.Digest != p.desc.Digest {
 		return nil, fmt.Errorf("blob %s: %w", desc.Digest, cerrdefs.ErrNotFound)
+	}
+	if r, err := p.stream(ctx); r != nil || err != nil {
+		return r, err
 	}
 	if err := p.Unlazy(ctx); err != nil {
 		return nil, err
 	}
 	return p.record.m.content.ReaderAt(ctx, desc)
+}
+
+// stream opens a lazy blob that has a source; nil for others, and where no source
+// has it.
+func (p *blobProvider) stream(ctx context.Context) (content.ReaderAt, error) {
+	m, r := p.record.m, p.record
+	if p.desc.Digest != keyBlob.get(r.meta) || !m.provides(ctx, r) {
+		return nil, nil
+	}
+	if _, err := m.content.Info(ctx, p.desc.Digest); err == nil || !cerrdefs.IsNotFound(err) {
+		return nil, err
+	}
+	sub := &ref{record: r, handlers: p.ref.handlers}
+	release, err := sub.accessOne(ctx, p.sessions)
+	if err != nil {
+		return nil, err
+	}
+	for _, src := range m.sourcesOf(ctx, r) {
+		s, err := m.lazy.Stream(ctx, src)
+		if err == nil {
+			return &heldReader{s, release}, nil
+		}
+		if ctx.Err() != nil {
+			release()
+			return nil, context.Cause(ctx)
+		}
+		bklog.G(ctx).WithError(err).Warnf("cache: layer %s can't be read from %s", p.desc.Digest, src.Reference)
+	}
+	release()
+	return nil, nil
+}
+
+// heldReader is a blob that is read with the rights of sessions.
+type heldReader struct {
+	remotesnapshot.BlobReader
+	release func()
+}
+
+// Close implements io.Closer.
+func (r *heldReader) Close() error {
+	defer r.release()
+	return r.BlobReader.Close()
 }
 
 // Info answers for a lazy blob from its descriptor.

@@ -2,6 +2,7 @@ package remotesnapshot
 
 import (
 	"context"
+	"io"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -61,6 +62,13 @@ type Lazy interface {
 	// answer explains is of class unavailable. release is nil with an error.
 	Unlazy(ctx context.Context, src Source) (path string, release func(), err error)
 
+	// Stream reads src's blob while it is fetched, for a reader that goes from one
+	// end to the other: reads wait for bytes that have not arrived. Bytes are given
+	// out before the whole is verified, but the last one only afterwards: who copies
+	// the blob somewhere must not count it as complete without that one. Errors are
+	// those of Unlazy. The reader ends with ctx, and is closed by the caller.
+	Stream(ctx context.Context, src Source) (BlobReader, error)
+
 	// Info tells of a blob, open or not, without the network.
 	Info(dgst digest.Digest) LayerInfo
 
@@ -74,6 +82,13 @@ type Lazy interface {
 	// replaced by the one that shows the same copy of the same layer with fast
 	// answers (see [Xattrs]). Other directories are returned as they are.
 	Fast(dirs []string) ([]string, error)
+}
+
+// BlobReader reads a blob.
+type BlobReader interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64
 }
 
 // LayerInfo is what a lazy file system has of a blob at one moment.

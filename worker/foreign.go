@@ -38,6 +38,12 @@ func (foreign) Unlazy(_ context.Context, src remotesnapshot.Source) (string, fun
 	return "", nil, fmt.Errorf("layer %s of %s is served by another process: %w", src.Digest, src.Reference, cerrdefs.ErrUnavailable)
 }
 
+// Stream can't reach the blob.
+func (f foreign) Stream(ctx context.Context, src remotesnapshot.Source) (remotesnapshot.BlobReader, error) {
+	_, _, err := f.Unlazy(ctx, src)
+	return nil, err
+}
+
 // Info knows nothing.
 func (foreign) Info(digest.Digest) remotesnapshot.LayerInfo { return remotesnapshot.LayerInfo{} }
 

@@ -16,6 +16,8 @@ import (
 	"github.com/moby/buildkit/util/winlayers"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // layerTypeWindows is BuildKit's name for layers that are Windows' on another system.
@@ -84,10 +86,26 @@ func (m *Manager) extractLayer(ctx context.Context, r *record, parent string, ha
 		return fmt.Errorf("layer %s: its tar has the digest %s, the image's config says %s", desc.Digest, applied.Digest, want)
 	}
 	err = m.sn.Commit(ctx, r.snapshotID(), key)
-	if err != nil && !cerrdefs.IsAlreadyExists(err) {
+	if cerrdefs.IsAlreadyExists(err) {
+		return m.extractedByOther(ctx, r)
+	}
+	if err != nil {
 		return fmt.Errorf("extract layer %s: %w", desc.Digest, err)
 	}
-	committed = err == nil
+	committed = true
+	return r.extracted()
+}
+
+// extractedByOther notes that the layer's files are in a snapshot that was made
+// meanwhile, unless that one is remote.
+func (m *Manager) extractedByOther(ctx context.Context, r *record) error {
+	info, err := m.sn.Stat(ctx, r.snapshotID())
+	if err != nil {
+		return fmt.Errorf("snapshot of record %s: %w", r.ID(), err)
+	}
+	if _, remote := info.Labels[remotesnapshot.LabelRemote]; remote {
+		return nil
+	}
 	return r.extracted()
 }
 

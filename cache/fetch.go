@@ -58,12 +58,15 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispecs.Descriptor
 		ctx, stop = dh.Progress.Start(ctx)
 		defer func() { stop(err) }()
 	}
-	var errs []error
-	var sources []remotesnapshot.Source
-	if m.opts.Adopt != nil {
-		sources = m.sourcesOf(ctx, r)
+	list, err := m.sourcesOf(ctx, r)
+	if err != nil {
+		return err
 	}
-	for _, src := range sources {
+	var errs []error
+	if m.opts.Adopt == nil {
+		list = nil
+	}
+	for _, src := range list {
 		report := m.reportFetch(ctx, desc)
 		path, release, err := m.lazy.Unlazy(ctx, src)
 		report()

@@ -254,7 +254,12 @@ func (m *Manager) checkProviders(ctx context.Context, r *record, handlers bkcach
 	var missing bkcache.NeedsRemoteProviderError
 	for _, a := range r.ancestry() {
 		blob := keyBlob.get(a.meta)
-		if handlers[blob] != nil || slices.Contains(missing, blob) || m.provides(ctx, a) {
+		if handlers[blob] != nil || slices.Contains(missing, blob) {
+			continue
+		}
+		if ok, err := m.provides(ctx, a); err != nil {
+			return err
+		} else if ok {
 			continue
 		}
 		lazy, err := a.isLazy(ctx)

@@ -124,9 +124,12 @@ func (p *preparation) resolve(ctx context.Context, layers []*record) {
 	pg := p.ref.startProgress(ctx, layers)
 	defer pg.stop()
 	for _, r := range layers {
-		list := p.sourcesOf(ctx, r)
-		if len(list) == 0 {
-			p.m.noteReason(r, errNoSource)
+		list, err := p.sourcesOf(ctx, r)
+		if err == nil && len(list) == 0 {
+			err = errNoSource
+		}
+		if err != nil {
+			p.m.noteReason(r, err)
 			continue
 		}
 		wg.Go(func() {
@@ -145,14 +148,17 @@ func (p *preparation) resolve(ctx context.Context, layers []*record) {
 }
 
 // sourcesOf prefers the place that the build has pulled the manifest from.
-func (p *preparation) sourcesOf(ctx context.Context, r *record) []remotesnapshot.Source {
-	list := p.m.sourcesOf(ctx, r)
+func (p *preparation) sourcesOf(ctx context.Context, r *record) ([]remotesnapshot.Source, error) {
+	list, err := p.m.sourcesOf(ctx, r)
+	if err != nil {
+		return nil, err
+	}
 	src, ok := p.m.sourceOfHandler(r, handlerOf(r, p.ref.handlers), list)
 	if !ok {
-		return list
+		return list, nil
 	}
 	rest := slices.DeleteFunc(list, func(s remotesnapshot.Source) bool { return s.Reference == src.Reference })
-	return append([]remotesnapshot.Source{src}, rest...)
+	return append([]remotesnapshot.Source{src}, rest...), nil
 }
 
 // resolveOne tries the sources of a layer in turn.

@@ -86,7 +86,7 @@ func (m *Manager) reportFetch(ctx context.Context, desc ocispecs.Descriptor) (st
 func (h *ref) reportReads(ctx context.Context) (stop func()) {
 	var layers []digest.Digest
 	for _, r := range h.record.ancestry() {
-		if len(h.m.sourcesOf(ctx, r)) > 0 {
+		if list, err := h.m.sourcesOf(ctx, r); err == nil && len(list) > 0 {
 			layers = append(layers, keyBlob.get(r.meta))
 		}
 	}

@@ -267,8 +267,12 @@ func (p *blobProvider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (
 // has it.
 func (p *blobProvider) stream(ctx context.Context) (content.ReaderAt, error) {
 	m, r := p.record.m, p.record
-	if p.desc.Digest != keyBlob.get(r.meta) || !m.provides(ctx, r) {
+	if p.desc.Digest != keyBlob.get(r.meta) || m.opts.Adopt == nil {
 		return nil, nil
+	}
+	sources, err := m.sourcesOf(ctx, r)
+	if err != nil || len(sources) == 0 {
+		return nil, err
 	}
 	if _, err := m.content.Info(ctx, p.desc.Digest); err == nil || !cerrdefs.IsNotFound(err) {
 		return nil, err
@@ -278,7 +282,7 @@ func (p *blobProvider) stream(ctx context.Context) (content.ReaderAt, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, src := range m.sourcesOf(ctx, r) {
+	for _, src := range sources {
 		s, err := m.lazy.Stream(ctx, src)
 		if err == nil {
 			return &heldReader{s, release}, nil

@@ -91,7 +91,8 @@ func (m *Manager) blobOwners() map[digest.Digest]string {
 
 // holdsLazily says that the lazy file system may keep something of the layer.
 func (r *record) holdsLazily(ctx context.Context) (bool, error) {
-	return r.m.lazy != nil && keyBlobOnly.get(r.meta) && len(r.m.sourcesOf(ctx, r)) > 0, nil
+	list, err := r.m.sourcesOf(ctx, r)
+	return len(list) > 0, err
 }
 
 // snapshotSize is 0 for a layer that is not extracted: what a remote snapshot has

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -35,28 +36,35 @@ func (m *Manager) sourceFor(desc ocispecs.Descriptor, dh *bkcache.DescHandler) (
 
 // sourcesOf says where a layer's blob can be asked for without a handler, the best
 // place first. A record of stock BuildKit has it in the labels of its snapshot.
-func (m *Manager) sourcesOf(ctx context.Context, r *record) []remotesnapshot.Source {
+func (m *Manager) sourcesOf(ctx context.Context, r *record) ([]remotesnapshot.Source, error) {
 	if m.lazy == nil || keyBlob.get(r.meta) == "" || !keyBlobOnly.get(r.meta) {
-		return nil
+		return nil, nil
 	}
 	if list := r.sources(); len(list) > 0 {
-		return list
+		return list, nil
 	}
 	info, err := m.sn.Stat(ctx, r.snapshotID())
+	if cerrdefs.IsNotFound(err) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("sources of record %s: its snapshot: %w", r.ID(), err)
 	}
 	src, ok, err := remotesnapshot.ParseLabels(info.Labels)
 	if err != nil || !ok || src.Digest != keyBlob.get(r.meta) {
-		return nil
+		return nil, nil // not a snapshot of ours or of stock's
 	}
 	src.Neighbours = nil
-	return []remotesnapshot.Source{src}
+	return []remotesnapshot.Source{src}, nil
 }
 
 // provides says that the manager itself can get the blob of a layer.
-func (m *Manager) provides(ctx context.Context, r *record) bool {
-	return m.opts.Adopt != nil && len(m.sourcesOf(ctx, r)) > 0
+func (m *Manager) provides(ctx context.Context, r *record) (bool, error) {
+	if m.opts.Adopt == nil {
+		return false, nil
+	}
+	list, err := m.sourcesOf(ctx, r)
+	return len(list) > 0, err
 }
 
 // sourceOfHandler is the one of a record's sources that a handler's image is at. Only
@@ -99,7 +107,7 @@ func (r *record) isRemote(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("record %s: its snapshot: %w", r.ID(), err)
 	}
 	_, remote := info.Labels[remotesnapshot.LabelRemote]
 	return remote, nil
@@ -181,9 +189,9 @@ func (h *ref) accessTo(ctx context.Context, r *record, s remotesnapshot.Sessions
 // proved: by a handler, which a build gets with the image's manifest, or by a
 // request. ok is false for a layer that is not lazy or has no source.
 func (h *ref) mayRead(ctx context.Context, r *record, s remotesnapshot.Sessions) (src remotesnapshot.Source, ok bool, err error) {
-	list := h.m.sourcesOf(ctx, r)
-	if len(list) == 0 {
-		return src, false, nil
+	list, err := h.m.sourcesOf(ctx, r)
+	if err != nil || len(list) == 0 {
+		return src, false, err
 	}
 	lazy, err := r.isLazy(ctx)
 	if err != nil || !lazy {

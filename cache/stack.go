@@ -166,9 +166,9 @@ func (s *stack) stackRemote(ctx context.Context, l *record) (bool, error) {
 	src, ok := s.sources[l]
 	if !ok {
 		// It has a snapshot already, so nobody has resolved it in this preparation.
-		list := s.sourcesOf(ctx, l)
-		if len(list) == 0 {
-			return false, nil
+		list, err := s.sourcesOf(ctx, l)
+		if err != nil || len(list) == 0 {
+			return false, err
 		}
 		if src, err = s.resolveOne(ctx, list); err != nil {
 			return false, ctx.Err()

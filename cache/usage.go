@@ -71,7 +71,10 @@ func (m *Manager) lookup(id string) *record {
 
 // lazyNote says how lazy a layer is, for people.
 func (m *Manager) lazyNote(ctx context.Context, r *record) string {
-	if m.lazy == nil || !r.isLayer() || keyBlob.get(r.meta) == "" || len(m.sourcesOf(ctx, r)) == 0 {
+	if m.lazy == nil || !r.isLayer() || keyBlob.get(r.meta) == "" {
+		return ""
+	}
+	if list, err := m.sourcesOf(ctx, r); err != nil || len(list) == 0 {
 		return ""
 	}
 	blob := keyBlob.get(r.meta)

@@ -34,9 +34,9 @@ type fakeLazy struct {
 	opened   map[digest.Digest]int
 	holds    map[int]remotesnapshot.Sessions
 	nextHold int
-	events   []string // "resolve x", "authorize x s1 s2", "unlazy x", "provide x", ...
-	refuse   map[string]bool // sessions that may not read
-	down     error           // of every request, when the registry does not answer
+	events   []string                 // "resolve x", "authorize x s1 s2", "unlazy x", "provide x", ...
+	refuse   map[string]bool          // sessions that may not read
+	down     error                    // of every request, when the registry does not answer
 	gates    map[string]chan struct{} // "resolve x", "unlazy x": waited for when there
 	at       chan string              // gets what has reached a gate
 	usage    int64

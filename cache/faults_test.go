@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -26,11 +27,14 @@ var errInjected = errors.New("injected fault")
 type faults struct {
 	mu    sync.Mutex
 	armed bool
-	n     int               // calls so far
-	at    int               // the call at which it happens, counted from 1
+	n     int                // calls so far
+	at    int                // the call at which it happens, counted from 1
 	what  func(string) error // what happens: an error is the call's
-	hit   string            // the call's name
+	hit   string             // the call's name
+	where string             // who made it
 	log   []string
+
+	ignore map[string]bool // calls that are not counted
 
 	// each is called before every call, armed or not.
 	each func(name string)
@@ -77,11 +81,11 @@ func (f *faults) call(name string) error {
 	f.mu.Lock()
 	each := f.each
 	var what func(string) error
-	if f.armed {
+	if f.armed && !f.ignore[name] {
 		f.n++
 		f.log = append(f.log, name)
 		if f.n == f.at {
-			f.hit, what = name, f.what
+			f.hit, f.where, what = name, callers(), f.what
 		}
 	}
 	f.mu.Unlock()
@@ -323,10 +327,45 @@ type faultyDB struct {
 }
 
 func (d *faultyDB) View(fn func(*bolt.Tx) error) error {
-	if err := d.f.call("meta.View"); err != nil {
+	name := "meta.View"
+	if called("(*Store).Get") {
+		name = "meta.Get"
+	}
+	if err := d.f.call(name); err != nil {
 		return err
 	}
 	return d.DB.View(fn)
+}
+
+// callers names the functions that lead to a call, the nearest first.
+func callers() string {
+	pc := make([]uintptr, 40)
+	frames := runtime.CallersFrames(pc[:runtime.Callers(3, pc)])
+	var list []string
+	for {
+		f, more := frames.Next()
+		if !strings.HasSuffix(f.File, "_test.go") && !strings.HasPrefix(f.Function, "runtime.") && len(list) < 6 {
+			list = append(list, f.Function[strings.LastIndexByte(f.Function, '/')+1:])
+		}
+		if !more {
+			return strings.Join(list, " < ")
+		}
+	}
+}
+
+// called says that a function is among the callers.
+func called(suffix string) bool {
+	pc := make([]uintptr, 8)
+	frames := runtime.CallersFrames(pc[:runtime.Callers(2, pc)])
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, suffix) {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
 }
 
 func (d *faultyDB) Update(fn func(*bolt.Tx) error) error {

@@ -13,8 +13,6 @@ import (
 	"github.com/moby/buildkit/util/progress/logs"
 	"github.com/moby/buildkit/util/pull/pullprogress"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // fetchBlob brings a lazy layer's blob into the content store, and the blob's

@@ -83,7 +83,7 @@ func (m *Manager) extractLayer(ctx context.Context, r *record, parent string, ha
 		return fmt.Errorf("extract layer %s: %w", desc.Digest, err)
 	}
 	if want := keyDiffID.get(r.meta); applied.Digest != want {
-		return fmt.Errorf("layer %s: its tar has the digest %s, the image's config says %s", desc.Digest, applied.Digest, want)
+		return fmt.Errorf("failed to verify layer %s: expected diffID %s, got %s", desc.Digest, want, applied.Digest)
 	}
 	err = m.sn.Commit(ctx, r.snapshotID(), key)
 	if cerrdefs.IsAlreadyExists(err) {

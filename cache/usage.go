@@ -74,15 +74,15 @@ func (m *Manager) lazyNote(ctx context.Context, r *record) string {
 	if m.lazy == nil || !r.isLayer() || keyBlob.get(r.meta) == "" {
 		return ""
 	}
-	if list, err := m.sourcesOf(ctx, r); err != nil || len(list) == 0 {
-		return ""
-	}
 	blob := keyBlob.get(r.meta)
 	m.mu.Lock()
 	reason := m.mu.reasons[blob]
 	m.mu.Unlock()
 	if reason != "" {
 		return "not lazy: " + reason
+	}
+	if list, err := m.sourcesOf(ctx, r); err != nil || len(list) == 0 {
+		return ""
 	}
 	info := m.lazy.Info(blob)
 	size := max(info.Size, r.blobSize())

@@ -31,6 +31,13 @@ func (m *Manager) noteReason(r *record, err error) {
 	m.mu.reasons[blob] = err.Error()
 }
 
+// forgetReason is for a blob whose record is erased.
+func (m *Manager) forgetReason(blob digest.Digest) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.mu.reasons, blob)
+}
+
 // reporter writes the state of something to a build's progress, again and again
 // until it is stopped.
 type reporter struct {

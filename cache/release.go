@@ -160,6 +160,7 @@ func (m *Manager) erase(ctx context.Context, d doomed) error {
 	if err := m.opts.Metadata.Clear(id); err != nil {
 		return fmt.Errorf("erase record %s: %w", id, err)
 	}
+	m.forgetReason(keyBlob.get(d.record.meta))
 	return nil
 }
 

@@ -35,7 +35,7 @@ type fakeLazy struct {
 	holds    map[int]remotesnapshot.Sessions
 	nextHold int
 	events   []string                 // "resolve x", "authorize x s1 s2", "unlazy x", "provide x", ...
-	refuse   map[string]bool          // sessions that may not read
+	refuse   map[string]bool          // sessions that may not read, or not a layer: "s", "s x"
 	down     error                    // of every request, when the registry does not answer
 	gates    map[string]chan struct{} // "resolve x", "unlazy x": waited for when there
 	at       chan string              // gets what has reached a gate
@@ -235,7 +235,7 @@ func (r *fakeLazy) Authorize(ctx context.Context, src remotesnapshot.Source, s r
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, id := range s() {
-		if !r.refuse[id] {
+		if !r.refuse[id] && !r.refuse[id+" "+l.name] {
 			return nil
 		}
 	}

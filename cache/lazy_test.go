@@ -1,10 +1,16 @@
 package cache
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/moby/buildkit/client"
 )
 
 // mixtures are all chains of a length of layers of the given kinds.
@@ -81,4 +87,181 @@ func (w *world) checkMixture(prefix string, kinds []layerKind) {
 		t.Errorf("%v: extracted %v, want %v in this order", kinds, applied, wantApplied)
 	}
 	w.checkFiles(h, names(layers...)...)
+}
+
+// TestResolveFirst: all layers are resolved at once, and nothing is prepared before
+// the last one is.
+func TestResolveFirst(t *testing.T) {
+	w := newWorld(t, true)
+	layers := w.layers("a", lazyLayer, plainLayer, lazyLayer, zstdLayer)
+	h := w.pull(layers...)
+	var open []func()
+	for _, l := range layers {
+		open = append(open, w.reg.gate("resolve "+l.name))
+	}
+	w.faults.fail(0)
+	done := make(chan error, 1)
+	go func() { done <- h.Extract(w.ctx(), group("s")) }()
+	for range layers {
+		<-w.reg.at // each is under way while all others are
+	}
+	for i, o := range open {
+		if calls := w.faults.calls(); slices.Contains(calls, "sn.Prepare") || slices.Contains(calls, "content.Writer") {
+			t.Errorf("%d of %d layers are resolved, and already %v", i, len(open), calls)
+		}
+		o()
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if calls := w.faults.calls(); !slices.Contains(calls, "sn.Prepare") {
+		t.Errorf("nothing was prepared: %v", calls)
+	}
+	w.checkFiles(h, names(layers...)...)
+	w.done(h)
+}
+
+// TestReasons: what disk usage says of each layer.
+func TestReasons(t *testing.T) {
+	w := newWorld(t, true)
+	layers := w.layers("a", lazyLayer, plainLayer, layoutLayer)
+	h := w.pull(layers...)
+	w.checkFiles(h, names(layers...)...)
+	w.reg.usage = 40
+	list, err := w.m.DiskUsage(w.ctx(), client.DiskUsageInfo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]*client.UsageInfo{}
+	for _, u := range list {
+		got[string(keyBlob.get(w.m.lookup(u.ID).meta))] = u
+	}
+	for i, want := range []string{"lazy, 0.0 of 0.0 MB fetched", "not lazy: ", "not lazy: it does not come from a registry"} {
+		u := got[string(layers[i].desc.Digest)]
+		if !strings.Contains(u.Description, want) {
+			t.Errorf("%s: %q, want %q in it", layers[i].name, u.Description, want)
+		}
+	}
+	if u := got[string(layers[1].desc.Digest)]; !strings.Contains(u.Description, errNoTOC.Error()) {
+		t.Errorf("the reason is not told: %q", u.Description)
+	}
+	if u := got[string(layers[0].desc.Digest)]; u.Size != 40 {
+		t.Errorf("the lazy layer has size %d, the file system holds 40", u.Size)
+	}
+	w.done(h)
+}
+
+// TestSameLayerTwice: an image may have a layer twice, in a row or not.
+func TestSameLayerTwice(t *testing.T) {
+	for _, kind := range []layerKind{lazyLayer, plainLayer, layoutLayer} {
+		w := newWorld(t, true)
+		a, b := w.layerOf(kind, "a"), w.layerOf(lazyLayer, "b")
+		for _, layers := range [][]*layer{{a, a}, {a, b, a}, {b, a, a, b}} {
+			h := w.pull(layers...)
+			w.checkFiles(h, names(layers...)...)
+			if n := len(w.chainOf(h)); n != len(layers) {
+				t.Errorf("%v: %d snapshots", names(layers...), n)
+			}
+			w.release(h)
+		}
+		w.done()
+	}
+}
+
+// TestSharedWork: builds that want the same layers at the same time, on their own
+// or below others, resolve, pull and extract each of them once.
+func TestSharedWork(t *testing.T) {
+	w := newWorld(t, true)
+	base := w.layers("base", lazyLayer, plainLayer, layoutLayer)
+	var refs []*immutableRef
+	var want [][]string
+	for i := range 8 {
+		layers := base
+		switch i % 3 {
+		case 1:
+			layers = append(slices.Clone(base), w.layerOf(plainLayer, fmt.Sprint("top", i)))
+		case 2:
+			layers = append(slices.Clone(base), w.layerOf(lazyLayer, fmt.Sprint("top", i)))
+		}
+		refs = append(refs, w.pull(layers...))
+		want = append(want, names(layers...))
+	}
+	w.reg.happened()
+	w.faults.fail(0)
+	var wg sync.WaitGroup
+	for _, h := range refs {
+		wg.Go(func() {
+			if err := h.Extract(w.ctx(), group("s")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	calls := w.faults.calls()
+	w.faults.disarm()
+	for _, l := range base {
+		n := 0
+		for _, c := range calls {
+			if c == "apply "+l.desc.Digest.String() {
+				n++
+			}
+		}
+		if wantApplied := map[layerKind]int{plainLayer: 1, layoutLayer: 1}[l.kind]; n != wantApplied {
+			t.Errorf("%s was extracted %d times", l.name, n)
+		}
+	}
+	events := w.reg.happened("unlazy", "provide")
+	slices.Sort(events)
+	if len(slices.Compact(slices.Clone(events))) != len(events) {
+		t.Errorf("pulled twice: %v", events)
+	}
+	for i, h := range refs {
+		w.checkFiles(h, want[i]...)
+		w.release(h)
+	}
+	w.done()
+}
+
+// TestPartOfSharedWork: a caller that leaves does not end the work of the others,
+// and when all have left it ends.
+func TestPartOfSharedWork(t *testing.T) {
+	w := newWorld(t, true)
+	layers := w.layers("a", lazyLayer, plainLayer)
+	a, b := w.pull(layers...), w.pull(layers...)
+	open := w.reg.gate("resolve a0-lazy")
+	defer open()
+	ctx, cancel := context.WithCancel(w.ctx())
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() { first <- a.Extract(ctx, group("one")) }()
+	<-w.reg.at
+	go func() { second <- b.Extract(w.ctx(), group("two")) }()
+	time.Sleep(10 * time.Millisecond) // it is a waiter now, or will share the resolve
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the one that left: %v", err)
+	}
+	select {
+	case err := <-second:
+		t.Fatalf("the other one ended as well: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	open()
+	if err := <-second; err != nil {
+		t.Fatal(err)
+	}
+	w.checkFiles(b, names(layers...)...)
+	w.done(a, b)
+
+	w.reg.forget()
+	a = w.pull(layers...)
+	open = w.reg.gate("resolve a0-lazy")
+	defer open()
+	ctx, cancel = context.WithCancel(w.ctx())
+	go func() { first <- a.Extract(ctx, group("one")) }()
+	<-w.reg.at
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the only one: %v", err)
+	}
+	w.done(a)
 }

@@ -595,6 +595,7 @@ func (w *world) checkEmpty() {
 	add("indexes", len(p.indexes), p.indexes)
 	add("mounts", len(p.mounts), p.mounts)
 	add("holds of sessions", p.holds, p.holds)
+	add("reasons", len(w.m.mu.reasons), w.m.mu.reasons)
 	if n := w.reg.open(); n != 0 {
 		left = append(left, fmt.Sprintf("%d layers are open", n))
 	}

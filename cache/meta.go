@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -120,9 +121,16 @@ func drop[T any](c *change, k key[T]) {
 	*c = append(*c, func(w *write) error { return k.clear(w) })
 }
 
-// commit makes a change in one transaction.
+// errErased ends a change of an item that is not stored any more.
+var errErased = errors.New("record was erased")
+
+// commit makes a change of a stored item in one transaction. When the item was
+// erased meanwhile nothing happens: the change alone would bring it back.
 func (m meta) commit(c change) error {
 	err := m.si.Update(func(b *bolt.Bucket) error {
+		if k, _ := b.Cursor().First(); k == nil {
+			return errErased
+		}
 		for _, f := range c {
 			if err := f(&write{m.si, b}); err != nil {
 				return err
@@ -130,7 +138,7 @@ func (m meta) commit(c change) error {
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, errErased) {
 		return fmt.Errorf("record %s: write metadata: %w", m.si.ID(), err)
 	}
 	return nil

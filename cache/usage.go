@@ -171,7 +171,8 @@ func (m *Manager) Prune(ctx context.Context, ch chan client.UsageInfo, policies 
 	if m.opts.GarbageCollect == nil {
 		return nil
 	}
-	if _, err := m.opts.GarbageCollect(ctx); err != nil {
+	// containerd leaves a goroutine behind when a collection is cancelled.
+	if _, err := m.opts.GarbageCollect(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("collect garbage: %w", err)
 	}
 	return nil

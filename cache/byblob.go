@@ -55,6 +55,9 @@ func lazyIdentity(desc ocispecs.Descriptor, diffID digest.Digest) (digest.Digest
 		return diffID, nil
 	}
 	toc, err := digest.Parse(v)
+	if err != nil && v != desc.Annotations[remotesnapshot.AnnotationTOCDigest] {
+		return diffID, nil // it can't be resolved, so it is extracted and checked
+	}
 	if err != nil {
 		return "", fmt.Errorf("layer %s: TOC digest %q in its annotations: %w", desc.Digest, v, err)
 	}

@@ -56,7 +56,7 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispecs.Descriptor
 		ctx, stop = dh.Progress.Start(ctx)
 		defer func() { stop(err) }()
 	}
-	list, err := m.sourcesOf(ctx, r)
+	list, err := m.usable(ctx, r, bkcache.DescHandlers{desc.Digest: dh})
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func TestSchema(t *testing.T) {
 	put(&c, keyImageRefs, []string{"r"})
 	put(&c, keyDeleted, true)
 	put(&c, keyOrigins, []origin{{Reference: "r", Annotations: map[string]string{"k": "v"}}, {Reference: "s"}})
-	if err := m.commit(c); err != nil {
+	if err := m.create(c, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, err := range []error{m.SetDescription("d"), m.SetCachePolicyRetain(), m.SetLayerType("windows"), m.SetRecordType("regular")} {
@@ -179,7 +179,7 @@ func TestKeysOfRecords(t *testing.T) {
 		}
 	}
 	values, indexes := rawItem(t, w.md, top.ID())
-	id, err := w.m.identify(layers[1].desc, top.parents.layer)
+	id, err := identify(layers[1].desc, top.parents.layer, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func TestAbsentValues(t *testing.T) {
 	put(&c, keyBlob, digestB)
 	putIndexed(&c, keyChainID, digestA, indexChain)
 	put(&c, keySnapshot, digestA.String())
-	if err := m.commit(c); err != nil {
+	if err := m.create(c, nil); err != nil {
 		t.Fatal(err)
 	}
 	if m.identity() != digestA || !m.isLegacySnapshot() {

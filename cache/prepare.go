@@ -3,7 +3,6 @@ package cache
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -124,7 +123,7 @@ func (p *preparation) resolve(ctx context.Context, layers []*record) {
 	pg := p.ref.startProgress(ctx, layers)
 	defer pg.stop()
 	for _, r := range layers {
-		list, err := p.sourcesOf(ctx, r)
+		list, err := p.m.usable(ctx, r, p.ref.handlers)
 		if err == nil && len(list) == 0 {
 			err = errNoSource
 		}
@@ -145,20 +144,6 @@ func (p *preparation) resolve(ctx context.Context, layers []*record) {
 		})
 	}
 	wg.Wait()
-}
-
-// sourcesOf prefers the place that the build has pulled the manifest from.
-func (p *preparation) sourcesOf(ctx context.Context, r *record) ([]remotesnapshot.Source, error) {
-	list, err := p.m.sourcesOf(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	src, ok := p.m.sourceOfHandler(r, handlerOf(r, p.ref.handlers), list)
-	if !ok {
-		return list, nil
-	}
-	rest := slices.DeleteFunc(list, func(s remotesnapshot.Source) bool { return s.Reference == src.Reference })
-	return append([]remotesnapshot.Source{src}, rest...), nil
 }
 
 // resolveOne tries the sources of a layer in turn.

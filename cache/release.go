@@ -142,9 +142,6 @@ func (m *Manager) eraseAll(ctx context.Context, list ...doomed) error {
 // ends in between finds out at its next start.
 func (m *Manager) erase(ctx context.Context, d doomed) error {
 	id := d.record.ID()
-	m.mu.Lock()
-	delete(m.mu.reasons, keyBlob.get(d.record.meta))
-	m.mu.Unlock()
 	if d.data {
 		var c change
 		put(&c, keyDeleted, true)

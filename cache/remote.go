@@ -270,7 +270,7 @@ func (p *blobProvider) stream(ctx context.Context) (content.ReaderAt, error) {
 	if p.desc.Digest != keyBlob.get(r.meta) || m.opts.Adopt == nil {
 		return nil, nil
 	}
-	sources, err := m.sourcesOf(ctx, r)
+	sources, err := m.usable(ctx, r, p.ref.handlers)
 	if err != nil || len(sources) == 0 {
 		return nil, err
 	}

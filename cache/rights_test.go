@@ -488,15 +488,19 @@ func TestIdentity(t *testing.T) {
 			if bound && lazy {
 				want = imageid.ChainID([]digest.Digest{diffID, toc})
 			}
-			id, err := w.m.identify(desc, nil)
+			id, err := identify(desc, nil, lazy)
 			if err != nil || id.identity != want || id.chain != want || id.diffID != diffID || id.blobs != imageid.ChainID([]digest.Digest{desc.Digest, diffID}) {
 				t.Errorf("lazy %v, annotation %q: %+v, %v; want %s", lazy, annotation, id, err, want)
 			}
 		}
 		desc := l.desc
-		desc.Annotations = map[string]string{"containerd.io/uncompressed": diffID.String(), remotesnapshot.AnnotationZstdChecksum: "nonsense"}
-		if _, err := w.m.identify(desc, nil); lazy == (err == nil) {
+		desc.Annotations = map[string]string{"containerd.io/uncompressed": diffID.String(), remotesnapshot.AnnotationTOCDigest: "nonsense"}
+		if _, err := identify(desc, nil, lazy); lazy == (err == nil) {
 			t.Errorf("lazy %v: a table of contents without a digest: %v", lazy, err)
+		}
+		desc.Annotations = map[string]string{"containerd.io/uncompressed": diffID.String(), remotesnapshot.AnnotationZstdChecksum: "nonsense"}
+		if id, err := identify(desc, nil, lazy); err != nil || id.identity != diffID {
+			t.Errorf("lazy %v: zstd:chunked that can't be lazy, and that BuildKit takes: %+v %v", lazy, id, err)
 		}
 	}
 

@@ -83,6 +83,22 @@ func (m *Manager) sourceOfHandler(r *record, dh *bkcache.DescHandler, known []re
 	return known[i], true
 }
 
+// usable lists the sources of a layer that a build with these handlers reads it
+// from, its own image's first: none for a layer that it has from a client.
+func (m *Manager) usable(ctx context.Context, r *record, handlers bkcache.DescHandlers) ([]remotesnapshot.Source, error) {
+	list, err := m.sourcesOf(ctx, r)
+	dh := handlerOf(r, handlers)
+	if err != nil || dh == nil {
+		return list, err
+	}
+	src, ok := m.sourceOfHandler(r, dh, list)
+	if !ok {
+		return nil, nil
+	}
+	rest := slices.DeleteFunc(list, func(s remotesnapshot.Source) bool { return s.Reference == src.Reference })
+	return append([]remotesnapshot.Source{src}, rest...), nil
+}
+
 // isLazy says that the layer's blob is not here, or that its snapshot is served
 // without it.
 func (r *record) isLazy(ctx context.Context) (bool, error) {
@@ -197,9 +213,18 @@ func (h *ref) mayRead(ctx context.Context, r *record, s remotesnapshot.Sessions)
 	if err != nil || !lazy {
 		return src, false, err
 	}
-	if src, ok := h.m.sourceOfHandler(r, handlerOf(r, h.handlers), list); ok {
+	dh := handlerOf(r, h.handlers)
+	if src, ok := h.m.sourceOfHandler(r, dh, list); ok {
 		h.m.lazy.Vouch(src, s)
 		return src, true, nil
+	}
+	if dh != nil {
+		// The build has the image from a client. It gets the layer from there, unless
+		// it is mounted lazily: then it is the registry's, which has to agree.
+		remote, err := r.isRemote(ctx)
+		if err != nil || !remote {
+			return src, false, err
+		}
 	}
 	if h.m.opts.Adopt == nil {
 		return src, false, bkcache.NeedsRemoteProviderError{keyBlob.get(r.meta)}

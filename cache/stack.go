@@ -166,7 +166,7 @@ func (s *stack) stackRemote(ctx context.Context, l *record) (bool, error) {
 	src, ok := s.sources[l]
 	if !ok {
 		// It has a snapshot already, so nobody has resolved it in this preparation.
-		list, err := s.sourcesOf(ctx, l)
+		list, err := s.m.usable(ctx, l, s.ref.handlers)
 		if err != nil || len(list) == 0 {
 			return false, err
 		}

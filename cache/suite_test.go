@@ -22,12 +22,16 @@ import (
 var (
 	onNative = cachetest.Storage{
 		Name: "native",
-		Open: func(_ context.Context, root string) (snapshots.Snapshotter, error) { return native.NewSnapshotter(root) },
+		Open: func(_ context.Context, root string) (snapshots.Snapshotter, error) {
+			return native.NewSnapshotter(root)
+		},
 	}
 	onOverlay = cachetest.Storage{
 		Name:    "overlayfs",
 		Overlay: true,
-		Open:    func(_ context.Context, root string) (snapshots.Snapshotter, error) { return overlay.NewSnapshotter(root) },
+		Open: func(_ context.Context, root string) (snapshots.Snapshotter, error) {
+			return overlay.NewSnapshotter(root)
+		},
 	}
 	// onStargz is our snapshotter without a lazy file system.
 	onStargz = cachetest.Storage{
@@ -92,6 +96,9 @@ var stock = cachetest.Implementation{
 		cachetest.LeaksParentOfNew,
 		cachetest.CountsPruneAsUse,
 		cachetest.LosesUnsized,
+		cachetest.PrunesOneTooMany,
+		cachetest.LosesLazy,
+		cachetest.CountsUsageAsUse,
 		cachetest.LeaksOnFaults,
 	},
 }
@@ -164,3 +171,19 @@ func (neverLazy) Unlazy(context.Context, remotesnapshot.Source) (string, func(),
 func (neverLazy) Info(digest.Digest) remotesnapshot.LayerInfo { return remotesnapshot.LayerInfo{} }
 func (neverLazy) Usage(digest.Digest) (int64, error)          { return 0, nil }
 func (neverLazy) Fast(dirs []string) ([]string, error)        { return dirs, nil }
+
+// TestSame compares what our manager and BuildKit's leave on disk, and has each open
+// what the other one has left.
+func TestSame(t *testing.T) {
+	needRoot(t)
+	for name, st := range map[string]cachetest.Storage{"native": onNative, "overlayfs": onOverlay} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cachetest.RunSame(t, ours, stock, st)
+		})
+	}
+	t.Run("lazy", func(t *testing.T) {
+		t.Parallel()
+		cachetest.RunSame(t, oursLazy, stock, withTOCs)
+	})
+}

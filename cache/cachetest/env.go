@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/continuity/fs"
+	cerrdefs "github.com/containerd/errdefs"
 	bkcache "github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/cache/metadata"
 	"github.com/moby/buildkit/snapshot"
@@ -128,7 +129,9 @@ func (e *env) endTemporaryLeases() {
 	list, err := e.leases.List(e.ctx, `labels."buildkit/lease.temporary"`)
 	require.NoError(e.t, err)
 	for _, l := range list {
-		require.NoError(e.t, e.leases.Delete(e.ctx, l))
+		if err := e.leases.Delete(e.ctx, l); !cerrdefs.IsNotFound(err) {
+			require.NoError(e.t, err)
+		}
 	}
 }
 
@@ -178,6 +181,11 @@ func (e *env) tamper(change func(*metadata.Store)) {
 func (e *env) copyState() string {
 	e.t.Helper()
 	e.settle()
+	return e.copyFiles()
+}
+
+func (e *env) copyFiles() string {
+	e.t.Helper()
 	dir := e.t.TempDir()
 	require.NoError(e.t, fs.CopyDir(dir, e.dir))
 	return dir

@@ -129,9 +129,7 @@ func wrongDiffID(e *env) {
 		require.False(e.t, e.hasSnapshot(snapshotID(r)))
 		require.Empty(e.t, e.active(), "what was extracted is left")
 	}
-	_, err := e.cache.New(e.ctx, e.final(nil), nil)
-	require.NoError(e.t, err)
-	_, err = r.Mount(e.ctx, true, nil)
+	_, err := r.Mount(e.ctx, true, nil)
 	require.Error(e.t, err)
 }
 
@@ -165,19 +163,12 @@ func snapshotRemoved(e *env) {
 
 func extractAfterRestart(e *env) {
 	layers := []layer{e.gz(file("a", "1")), e.gz(file("b", "2"))}
-	reg, handlers := e.remote(layers...)
-	top := e.image(layers, handlers)
+	e.store(layers...)
+	top := e.image(layers)
 	e.restart()
-	top = e.get(top.ID(), handlers)
-	m, err := e.cache.New(e.ctx, top, nil)
-	require.NoError(e.t, err)
-	keep(e, m)
-	e.write(m, file("c", "3"))
-	c := e.commit(m)
-	require.NoError(e.t, c.Finalize(e.ctx))
+	c := e.final(e.get(top.ID()), file("c", "3"))
 	e.restart()
 	e.requireFiles(files{"a": "1", "b": "2", "c": "3"}, e.get(c.ID()))
-	require.Equal(e.t, 1, reg.fetched(layers[0]))
 }
 
 func windowsLayers(e *env) {
@@ -209,9 +200,9 @@ func fileList(e *env) {
 		require.Equal(e.t, want, got)
 	}
 	require.Equal(e.t, 1, reg.fetched(l))
-	require.True(e.t, value[bool](r, keyBlobOnly), "it is not extracted for that")
+	e.releaseAll()
 	e.restart()
-	got, err := e.get(r.ID(), handlers).FileList(e.ctx, nil)
+	got, err := e.get(r.ID()).FileList(e.ctx, nil)
 	require.NoError(e.t, err)
 	require.Equal(e.t, want, got)
 

@@ -48,14 +48,18 @@ func (f *faults) hit() (call string, ok bool) {
 
 func (f *faults) check(call string) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.quiet {
+	if f.quiet || f.rule == nil {
+		f.mu.Unlock()
 		return nil
 	}
 	f.calls++
-	if f.rule == nil || !f.rule(call, f.calls) {
+	rule, n := f.rule, f.calls
+	f.mu.Unlock()
+	if !rule(call, n) {
 		return nil
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.first == "" {
 		f.first = call
 	}

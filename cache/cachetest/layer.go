@@ -7,6 +7,7 @@ import (
 	"context"
 	"io"
 	"maps"
+	"strconv"
 	"sync"
 	"time"
 
@@ -55,13 +56,31 @@ func (e *env) gz(files ...change) layer { return e.layer(compression.Gzip, files
 func (e *env) layer(c compression.Type, files ...change) layer {
 	e.t.Helper()
 	plain := e.tar(files...)
-	data := e.compress(c, plain)
-	return layer{data: data, desc: ocispecs.Descriptor{
+	data, diffID := e.compress(c, plain)
+	l := layer{data: data, desc: ocispecs.Descriptor{
 		MediaType:   c.MediaType(),
 		Digest:      digest.FromBytes(data),
 		Size:        int64(len(data)),
-		Annotations: map[string]string{labels.LabelUncompressed: digest.FromBytes(plain).String()},
+		Annotations: map[string]string{labels.LabelUncompressed: diffID.String()},
 	}}
+	if c == compression.EStargz {
+		toc, size := e.tocOf(data)
+		l = l.annotated(estargz.TOCJSONDigestAnnotation, toc.String()).
+			annotated(estargz.StoreUncompressedSizeAnnotation, strconv.FormatInt(size, 10))
+	}
+	return l
+}
+
+// tocOf finds the TOC digest of an eStargz, and the size of what it decompresses to.
+func (e *env) tocOf(data []byte) (toc digest.Digest, size int64) {
+	e.t.Helper()
+	r, err := estargz.Open(io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data))))
+	require.NoError(e.t, err)
+	gz, err := gzip.NewReader(bytes.NewReader(data))
+	require.NoError(e.t, err)
+	size, err = io.Copy(io.Discard, gz)
+	require.NoError(e.t, err)
+	return r.TOCDigest(), size
 }
 
 // tar is a plain tar, with whiteouts for files that are gone.
@@ -85,12 +104,15 @@ func (e *env) tar(files ...change) []byte {
 	return b.Bytes()
 }
 
-func (e *env) compress(c compression.Type, plain []byte) []byte {
+// compress returns a blob and its DiffID: what is decompressed of an eStargz has a
+// TOC at the end.
+func (e *env) compress(c compression.Type, plain []byte) (blob []byte, diffID digest.Digest) {
 	e.t.Helper()
+	diffID = digest.FromBytes(plain)
 	var b bytes.Buffer
 	switch c {
 	case compression.Uncompressed:
-		return plain
+		return plain, diffID
 	case compression.Gzip:
 		w := gzip.NewWriter(&b)
 		_, err := w.Write(plain)
@@ -107,8 +129,9 @@ func (e *env) compress(c compression.Type, plain []byte) []byte {
 		require.NoError(e.t, w.AppendTarLossLess(bytes.NewReader(plain)))
 		_, err := w.Close()
 		require.NoError(e.t, err)
+		diffID = digest.Digest(w.DiffID())
 	}
-	return b.Bytes()
+	return b.Bytes(), diffID
 }
 
 // store puts blobs into the content store. No lease keeps them.

@@ -147,10 +147,18 @@ func external(e *env) {
 // requireUses checks how often a record was used.
 func (e *env) requireUses(n int, id string) {
 	e.t.Helper()
-	u := e.du()[id]
-	require.NotNil(e.t, u)
-	require.Equal(e.t, n, u.UsageCount)
-	require.Equal(e.t, n > 0, u.LastUsedAt != nil)
+	require.Equal(e.t, n, e.usesOf(id))
+}
+
+// usesOf is how often a record was used, as it is stored.
+func (e *env) usesOf(id string) (n int) {
+	e.t.Helper()
+	si, ok := e.records.Get(id)
+	require.True(e.t, ok)
+	if v := si.Get(keyUsageCount); v != nil {
+		require.NoError(e.t, v.Unmarshal(&n))
+	}
+	return n
 }
 
 func uses(e *env) {

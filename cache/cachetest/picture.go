@@ -161,7 +161,7 @@ func (e *env) finish() {
 // leftovers prunes all and says what is there still.
 func (e *env) leftovers() (left string) {
 	e.t.Helper()
-	for range 20 {
+	for range 5 {
 		e.prune(all)
 		e.settle()
 		if left = e.picture(); left == "" {

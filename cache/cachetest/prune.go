@@ -144,13 +144,11 @@ func pruneToSize(e *env) {
 	ids := e.big(4)
 	total := e.total()
 	one := total / 4
-	free := func(n int64) client.PruneInfo { return client.PruneInfo{All: true, MinFreeSpace: n} }
 	for _, c := range []struct {
 		name   string
 		policy client.PruneInfo
 		left   int
 	}{
-		{"enough free space", free(1), 4},
 		{"it fits", client.PruneInfo{All: true, MaxUsedSpace: total + 1}, 4},
 		{"too much", client.PruneInfo{All: true, MaxUsedSpace: total - one/2}, 3},
 		{"reserved", client.PruneInfo{All: true, MaxUsedSpace: 1, ReservedSpace: 2*one + one/2}, 2},

@@ -49,11 +49,11 @@ func crashInUse(e *env) {
 	merged := e.merge(base, twin)
 	e.crash()
 
-	e.requireUsage(0, 4)
 	e.requireFiles(files{"a": "1"}, e.get(base.ID()))
 	e.requireFiles(files{"a": "1", "b": "2"}, e.getMutable(m.ID()))
 	e.requireFiles(files{"a": "1", "c": "3"}, e.get(twin.ID()))
 	e.requireFiles(files{"a": "1", "c": "3"}, e.get(merged.ID()))
+	e.requireUsage(4, 0)
 	_, err := e.cache.GetMutable(e.ctx, retained.ID())
 	require.True(e.t, bkcache.IsNotFound(err), "the merge has finalized it")
 }

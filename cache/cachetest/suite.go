@@ -29,8 +29,16 @@ const (
 	// CountsPruneAsUse: pruning a record that was loaded from disk counts as a use of
 	// its parent (moby/buildkit#5436).
 	CountsPruneAsUse Bug = "pruning a child marks the parent used"
-	// LosesUnsized: records whose size can't be found out are dead after a prune.
-	LosesUnsized Bug = "a prune that can't measure loses records"
+	// LosesUnsized: a prune swallows the error when a record can't be measured, and
+	// removes it with a size of -1. (If the database fails instead, the record stays
+	// dead in memory; no test can bring that about.)
+	LosesUnsized Bug = "a prune removes what it can't measure"
+	// PrunesOneTooMany: with enough free space the oldest record is removed all the same.
+	PrunesOneTooMany Bug = "a prune for free space removes a record in any case"
+	// LosesLazy: lazy records are removed at a start, since nobody has handlers then.
+	LosesLazy Bug = "a restart loses lazy records"
+	// CountsUsageAsUse: measuring an idle mutable record commits it, and counts.
+	CountsUsageAsUse Bug = "disk usage counts as a use"
 	// LeaksOnFaults: what fails half-way leaves refs, leases or snapshots.
 	LeaksOnFaults Bug = "failed operations leak"
 )

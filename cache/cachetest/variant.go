@@ -24,6 +24,7 @@ var variantTests = []test{
 func fromEachToEach(e *env) {
 	for _, from := range compressions {
 		l := e.layer(from, file("from", from.String()))
+		e.store(l) // of a lazy one it is not known whether it is an eStargz
 		_, handlers := e.remote(l)
 		r := e.pull(l, nil, handlers)
 		seen := map[digest.Digest]bool{}
@@ -32,13 +33,11 @@ func fromEachToEach(e *env) {
 			desc := remote.Descriptors[0]
 			e.read(remote.Provider, desc)
 			e.requireForm(to, desc)
-			require.Equal(e.t, l.diffID().String(), desc.Annotations["containerd.io/uncompressed"])
-			require.Equal(e.t, to == from, desc.Digest == l.desc.Digest)
+			require.Equal(e.t, to == from, desc.Digest == l.desc.Digest, "%s as %s", from, to)
 			require.Equal(e.t, l.desc.Digest, digestOf(r, keyBlob), "its own blob stays")
 			require.Equal(e.t, desc.Digest, e.remoteOf(r, forced(to)).Descriptors[0].Digest, "once more")
 			seen[desc.Digest] = true
 		}
-		require.Len(e.t, seen, len(compressions))
 		e.prune(all)
 		for d := range seen {
 			require.True(e.t, e.hasBlob(d), "a variant is not kept")
@@ -72,10 +71,10 @@ func variantsShared(e *env) {
 				continue
 			}
 			l := e.layer(own, file("a", fmt.Sprint(own, other)))
-			_, handlers := e.remote(l)
-			a := e.pull(l, nil, handlers)
+			e.store(l)
+			a := e.pull(l, nil)
 			desc := e.remoteOf(a, forced(other)).Descriptors[0]
-			b := e.pull(layer{desc: desc}, nil, handlers)
+			b := e.pull(layer{desc: desc}, nil)
 			require.NotEqual(e.t, a.ID(), b.ID())
 			forms := map[digest.Digest]bool{}
 			for _, c := range compressions {
@@ -96,9 +95,7 @@ func variantsShared(e *env) {
 			}
 			e.release(b)
 			require.Len(e.t, e.prune(all), 1)
-			for d := range forms {
-				require.False(e.t, e.hasBlob(d))
-			}
+			e.requireCollected(slices.Collect(maps.Keys(forms))...)
 		}
 	}
 }
@@ -117,9 +114,7 @@ func variantRing(e *env) {
 	e.requireUsage(4, 0)
 	e.releaseAll()
 	require.Len(e.t, e.prune(all), 4)
-	for _, d := range blobs {
-		require.False(e.t, e.hasBlob(d), d)
-	}
+	e.requireCollected(blobs...)
 }
 
 func allChains(e *env) {
@@ -172,4 +167,16 @@ func variantSizes(e *env) {
 	e.releaseAll()
 	e.restart()
 	require.Equal(e.t, snapshot+blobs, e.size(e.get(r.ID())))
+}
+
+// requireCollected waits for blobs to be collected: temporary leases of the
+// operations before may end in the background.
+func (e *env) requireCollected(blobs ...digest.Digest) {
+	e.t.Helper()
+	for _, d := range blobs {
+		e.eventually("blob "+d.String()+" is still there", func() bool {
+			e.prune()
+			return !e.hasBlob(d)
+		})
+	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 var faultTests = []test{
-	{name: "each call of New fails", run: faultsIn(func(e *env) error {
+	{name: "each call of New fails", only: onPlain, run: faultsIn(func(e *env) error {
 		m, err := e.cache.New(e.ctx, e.faultyBase(), nil)
 		if err != nil {
 			return err
@@ -20,7 +20,7 @@ var faultTests = []test{
 		_, err = m.Mount(e.ctx, false, nil)
 		return err
 	})},
-	{name: "each call of GetByBlob fails", run: faultsIn(func(e *env) error {
+	{name: "each call of GetByBlob fails", only: onPlain, run: faultsIn(func(e *env) error {
 		a, b := e.gz(file("a", "1")), e.gz(file("b", "1"))
 		_, handlers := e.remote(a, b)
 		base := e.quietly(func() bkcache.ImmutableRef { return e.pull(a, nil, handlers) })
@@ -30,11 +30,11 @@ var faultTests = []test{
 		}
 		return keep(e, r).Extract(e.ctx, nil)
 	})},
-	{name: "each call of Finalize fails", run: faultsIn(func(e *env) error {
+	{name: "each call of Finalize fails", only: onPlain, run: faultsIn(func(e *env) error {
 		r := e.quietly(func() bkcache.ImmutableRef { return e.step(nil, file("a", "1")) })
 		return r.Finalize(e.ctx)
 	})},
-	{name: "each call of Merge fails", run: faultsIn(func(e *env) error {
+	{name: "each call of Merge fails", only: onPlain, run: faultsIn(func(e *env) error {
 		a, b := e.faultyBase(), e.quietly(func() bkcache.ImmutableRef { return e.step(nil, file("b", "1")) })
 		m, err := e.cache.Merge(e.ctx, []bkcache.ImmutableRef{a, b}, nil)
 		if err != nil {
@@ -43,7 +43,7 @@ var faultTests = []test{
 		_, err = keep(e, m).Mount(e.ctx, true, nil)
 		return err
 	})},
-	{name: "each call of Diff fails", run: faultsIn(func(e *env) error {
+	{name: "each call of Diff fails", only: onPlain, run: faultsIn(func(e *env) error {
 		var a, c bkcache.ImmutableRef
 		e.quietly(func() bkcache.ImmutableRef {
 			a = e.step(nil, file("a", "1"))
@@ -57,7 +57,7 @@ var faultTests = []test{
 		_, err = keep(e, d).Mount(e.ctx, true, nil)
 		return err
 	})},
-	{name: "each call of GetRemotes fails", run: faultsIn(func(e *env) error {
+	{name: "each call of GetRemotes fails", only: onPlain, run: faultsIn(func(e *env) error {
 		r := e.quietly(func() bkcache.ImmutableRef { return e.step(e.step(nil, file("a", "1")), file("b", "1")) })
 		_, err := r.GetRemotes(e.ctx, true, cacheconfig.RefConfig{Compression: forced(compression.Zstd)}, false, nil)
 		return err

@@ -37,7 +37,7 @@ func fromNewToPruned(e *env) {
 	e.write(m, file("a", "1"))
 	base := e.commit(m)
 	e.requireUsage(1, 0)
-	require.NoError(e.t, base.Finalize(e.ctx))
+	e.finalize(base)
 	e.requireFiles(files{"a": "1"}, base)
 
 	child := e.stepWith(base, []bkcache.RefOption{bkcache.CachePolicyRetain}, file("b", "2"))
@@ -84,7 +84,7 @@ func policies(e *env) {
 				require.NoError(e.t, imm.SetCachePolicyRetain())
 			}
 			if c.finalize {
-				require.NoError(e.t, imm.Finalize(e.ctx))
+				e.finalize(imm)
 			}
 			r = imm
 		}

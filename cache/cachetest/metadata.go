@@ -56,7 +56,7 @@ func newOptions(e *env) {
 	l := e.gz(file("a", "1"))
 	_, handlers := e.remote(l)
 	check(e.pull(l, nil, append(opts, handlers)...))
-	require.NoError(e.t, imm.Finalize(e.ctx))
+	e.finalize(imm)
 	merged, err := e.cache.Merge(e.ctx, []bkcache.ImmutableRef{imm, e.final(nil)}, nil, opts...)
 	require.NoError(e.t, err)
 	check(keep(e, merged))

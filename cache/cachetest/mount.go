@@ -129,7 +129,7 @@ func mountTwins(e *env) {
 	r := e.commit(m)
 	e.requireFiles(files{"a": "1"}, r)
 	require.True(e.t, e.hasSnapshot(m.ID()))
-	require.NoError(e.t, r.Finalize(e.ctx))
+	e.finalize(r)
 	e.requireFiles(files{"a": "1"}, r)
 	require.True(e.t, e.hasSnapshot(r.ID()))
 }

@@ -61,7 +61,7 @@ func pruneFilters(e *env) {
 	a := e.stepWith(nil, []bkcache.RefOption{bkcache.WithDescription("apple")})
 	b := e.stepWith(nil, []bkcache.RefOption{bkcache.WithDescription("banana")})
 	for _, r := range []bkcache.ImmutableRef{a, b} {
-		require.NoError(e.t, r.Finalize(e.ctx))
+		e.finalize(r)
 		e.release(r)
 	}
 	require.Empty(e.t, e.prune(client.PruneInfo{Filter: []string{"description==cherry"}}))
@@ -214,7 +214,7 @@ func pruneTold(e *env) {
 	m := e.merge(a, b)
 	d := e.diff(a, b)
 	top := e.stepWith(b, []bkcache.RefOption{bkcache.WithDescription("top")}, file("t", "1"))
-	require.NoError(e.t, top.Finalize(e.ctx))
+	e.finalize(top)
 	e.releaseAll()
 	before := e.du()
 	removed := e.prune(all)

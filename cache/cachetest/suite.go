@@ -63,7 +63,10 @@ type test struct {
 }
 
 func onOverlay(s Storage) bool { return s.Overlay }
-func withTOCs(s Storage) bool  { return s.TOCs }
+
+// onPlain is for tests that take long and do not depend on the storage.
+func onPlain(s Storage) bool  { return !s.Overlay && !s.TOCs }
+func withTOCs(s Storage) bool { return s.TOCs }
 
 // groups are all tests, by what they are about.
 func groups() map[string][]test {

@@ -68,7 +68,7 @@ func usageTold(e *env) {
 func usageFilters(e *env) {
 	retain := []bkcache.RefOption{bkcache.CachePolicyRetain}
 	a := e.stepWith(nil, append(retain, bkcache.WithDescription("apple")))
-	require.NoError(e.t, a.Finalize(e.ctx))
+	e.finalize(a)
 	b := e.stepWith(a, append(retain, bkcache.WithDescription("banana"), bkcache.WithRecordType(client.UsageRecordTypeLocalSource)))
 	e.release(b)
 	twin, _ := b.GetEqualMutable()

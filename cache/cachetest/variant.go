@@ -162,7 +162,8 @@ func variantSizes(e *env) {
 	var blobs int64
 	for _, c := range compressions {
 		blobs += e.remoteOf(r, forced(c)).Descriptors[0].Size
-		require.Equal(e.t, snapshot+blobs, e.size(r), "with %s", c)
+		// Who asks at once may get the answer to the question before.
+		e.eventually("the size with "+c.String(), func() bool { return e.size(r) == snapshot+blobs })
 	}
 	e.releaseAll()
 	e.restart()

@@ -62,8 +62,20 @@ func (e *env) stepWith(parent bkcache.ImmutableRef, opts []bkcache.RefOption, ch
 func (e *env) final(parent bkcache.ImmutableRef, changes ...change) bkcache.ImmutableRef {
 	e.t.Helper()
 	r := e.step(parent, changes...)
-	require.NoError(e.t, r.Finalize(e.ctx))
+	e.finalize(r)
 	return r
+}
+
+// finalize commits a record's snapshot, and waits for its twin to go, which may
+// happen in the background.
+func (e *env) finalize(r bkcache.ImmutableRef) {
+	e.t.Helper()
+	twin := r.GetString(keyTwin)
+	require.NoError(e.t, r.Finalize(e.ctx))
+	e.eventually("the mutable record is still there", func() bool {
+		_, there := e.records.Get(twin)
+		return !there
+	})
 }
 
 // get holds a record.

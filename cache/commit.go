@@ -106,6 +106,7 @@ func (r *record) finalize(ctx context.Context) (mut *record, err error) {
 	}
 	// Stock's migrations have left leases for everything, so there may be one.
 	if err := m.ensureLease(ctx, id, leaseOpts(flat), m.snapshotResource(r.snapshotID())); err != nil {
+		m.unlease(ctx, id)
 		return nil, fmt.Errorf("finalize record %s: %w", id, err)
 	}
 	if err := m.sn.Commit(ctx, r.snapshotID(), mut.snapshotID()); err != nil {

@@ -17,7 +17,7 @@ var bugTests = []test{
 	{name: string(CountsUsageAsUse), run: countsUsageAsUse},
 }
 
-// require says that a fault is there if, and only if, the implementation is known
+// requireBug says that a fault is there if, and only if, the implementation is known
 // to have it.
 func (e *env) requireBug(b Bug, there bool) {
 	e.t.Helper()

@@ -51,7 +51,7 @@ func idsOf(md bkcache.RefMetadata) ids {
 	return ids{digestOf(md, keyDiffID), digestOf(md, keyIdentity), digestOf(md, keyChainID), digestOf(md, keyBlobChainID)}
 }
 
-// on is what the ids of layer l have to be on top of ids i.
+// with is what the ids of layer l have to be on top of ids i.
 func (i ids) with(l layer) ids {
 	id := l.diffID()
 	own := ids{id, id, id, imageid.ChainID([]digest.Digest{l.desc.Digest, id})}

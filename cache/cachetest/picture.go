@@ -42,15 +42,18 @@ func (e *env) picture() string {
 
 // nameRecords names records in the order of their making, in place of their ids.
 func nameRecords(items []*metadata.StorageItem) *strings.Replacer {
-	items = slices.Clone(items)
-	slices.SortFunc(items, func(a, b *metadata.StorageItem) int {
-		return cmp.Or(cmp.Compare(made(a), made(b)), cmp.Compare(a.ID(), b.ID()))
-	})
 	var pairs []string
-	for i, si := range items {
+	for i, si := range byAge(items) {
 		pairs = append(pairs, si.ID(), fmt.Sprintf("record%02d", i+1))
 	}
 	return strings.NewReplacer(pairs...)
+}
+
+// byAge sorts records, the oldest first.
+func byAge(items []*metadata.StorageItem) []*metadata.StorageItem {
+	return slices.SortedFunc(slices.Values(items), func(a, b *metadata.StorageItem) int {
+		return cmp.Or(cmp.Compare(made(a), made(b)), cmp.Compare(a.ID(), b.ID()))
+	})
 }
 
 func made(si *metadata.StorageItem) (ns int64) {

@@ -126,7 +126,11 @@ func (m *Manager) discard(ctx context.Context, key string) {
 			bklog.G(ctx).WithError(err).Warnf("cache: snapshot %s stays in lease %s", key, id)
 		}
 	}
-	if err := m.sn.Remove(ctx, key); err != nil && !cerrdefs.IsNotFound(err) {
-		bklog.G(ctx).WithError(err).Warnf("cache: snapshot %s is left to the garbage collector", key)
+	// Snapshots of a namespace are removed by the collector only.
+	if m.opts.GarbageCollect == nil {
+		return
+	}
+	if _, err := m.opts.GarbageCollect(ctx); err != nil {
+		bklog.G(ctx).WithError(err).Warnf("cache: snapshot %s is left to the next collection", key)
 	}
 }

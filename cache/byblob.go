@@ -143,7 +143,7 @@ func (m *Manager) addressable(ctx context.Context, parent bkcache.ImmutableRef, 
 // byBlob finds or makes the record. A new record takes p over.
 func (m *Manager) byBlob(ctx context.Context, desc ocispecs.Descriptor, p *immutableRef, o options, opts []bkcache.RefOption) (_ *immutableRef, rerr error) {
 	src, hasSource := m.sourceFor(desc, o.handlers[desc.Digest])
-	id, err := identify(desc, p, hasSource)
+	id, err := identify(desc, p, m.lazy != nil)
 	if err != nil {
 		return nil, err
 	}

@@ -124,12 +124,11 @@ func (p *preparation) resolve(ctx context.Context, layers []*record) {
 	defer pg.stop()
 	for _, r := range layers {
 		list, err := p.m.usable(ctx, r, p.ref.handlers)
-		if err == nil && len(list) == 0 {
-			err = errNoSource
-		}
 		if err != nil {
 			p.m.noteReason(r, err)
-			continue
+		}
+		if len(list) == 0 {
+			continue // it does not come from a registry
 		}
 		wg.Go(func() {
 			src, err := p.resolveOne(ctx, list)
@@ -256,9 +255,7 @@ func (m *Manager) prepareRemote(ctx context.Context, name, parent string, src re
 		return fmt.Errorf("remote snapshot %s: %w", name, err)
 	}
 	// The layer was closed in between, and the snapshotter made a plain snapshot.
-	if err := m.sn.Remove(context.WithoutCancel(ctx), key); err != nil {
-		bklog.G(ctx).WithError(err).Debugf("cache: snapshot %s is left to the garbage collector", key)
-	}
+	m.discard(ctx, key)
 	return fmt.Errorf("remote snapshot %s: layer %s was closed while it was made: %w", name, src.Digest, cerrdefs.ErrUnavailable)
 }
 

@@ -15,10 +15,6 @@ import (
 // reportEvery is how often progress is reported.
 const reportEvery = 500 * time.Millisecond
 
-// errNoSource is the reason why a layer that no registry is known to have is not
-// lazy.
-var errNoSource = errors.New("it does not come from a registry")
-
 // noteReason remembers why a layer is not lazy, for disk usage reports; nil: it is.
 func (m *Manager) noteReason(r *record, err error) {
 	m.mu.Lock()

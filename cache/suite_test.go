@@ -168,6 +168,10 @@ func (neverLazy) Unlazy(context.Context, remotesnapshot.Source) (string, func(),
 	return "", nil, errNotLazy
 }
 
+func (neverLazy) Stream(context.Context, remotesnapshot.Source) (remotesnapshot.BlobReader, error) {
+	return nil, errNotLazy
+}
+
 func (neverLazy) Info(digest.Digest) remotesnapshot.LayerInfo { return remotesnapshot.LayerInfo{} }
 func (neverLazy) Usage(digest.Digest) (int64, error)          { return 0, nil }
 func (neverLazy) Fast(dirs []string) ([]string, error)        { return dirs, nil }

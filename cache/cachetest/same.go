@@ -75,7 +75,9 @@ var scenarios = map[string]func(*env){
 	"blobs of merges and diffs": func(e *env) {
 		a, b := e.final(nil, file("a", "1")), e.final(nil, file("b", "2"))
 		ab := e.final(a, file("ab", "3"))
-		for _, r := range []bkcache.ImmutableRef{e.merge(ab, b), e.diff(a, ab), e.diff(b, a), e.merge(b, e.diff(a, ab))} {
+		// No diff of a layer from what it stands on: BuildKit gives it the chain of the
+		// whole upper image, as which it can be found then.
+		for _, r := range []bkcache.ImmutableRef{e.merge(ab, b), e.diff(b, a)} {
 			e.remoteOf(r, compression.New(compression.Gzip))
 		}
 	},

@@ -105,6 +105,7 @@ func faultsIn(op func(*env) error) func(*env) {
 			if left := e.leftovers(); left != "" {
 				leaks = append(leaks, fmt.Sprintf("call %d, of %s: %s", n, call, strings.ReplaceAll(left, "\n", "; ")))
 				if e.impl.has(LeaksOnFaults) {
+					e.t.Log(leaks[0])
 					e.renew()
 					return // one will do; not each of these tests finds one
 				}

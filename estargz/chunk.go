@@ -126,6 +126,19 @@ func (t *TOC) MemberChunks(m uint32) (first, last uint32, err error) {
 	return first, last, err
 }
 
+// MemberFile returns the file that the first chunk in member m belongs to.
+func (t *TOC) MemberFile(m uint32) (inode uint32, err error) {
+	b, ok := records(t.memberTable, memberSize, m, 1)
+	if !ok {
+		return 0, corruptf("member %d of %d", m, t.members)
+	}
+	i := binary.LittleEndian.Uint32(b[24:])
+	if i >= t.inodes {
+		return 0, corruptf("member %d: inode %d of %d", m, i, t.inodes)
+	}
+	return i, nil
+}
+
 func (t *TOC) member(m uint32) (r Member, first, last uint32, err error) {
 	b, ok := records(t.memberTable, memberSize, m, 1)
 	if !ok {

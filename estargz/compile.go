@@ -116,7 +116,7 @@ func (t *tables) writeChunks(w *recordWriter) {
 func (t *tables) writeMembers(w *recordWriter) {
 	for _, m := range t.members {
 		w.u64(uint64(m.offset), uint64(m.end-m.offset))
-		w.u32(m.first, m.last)
+		w.u32(m.first, m.last, m.file)
 	}
 }
 

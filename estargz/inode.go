@@ -60,15 +60,12 @@ func (t *TOC) Inode(i uint32, out *Inode) error {
 	return nil
 }
 
-// Parent returns the directory that directory i lies in; the root's is itself.
-// ErrNotExist when i is not a directory.
+// Parent returns the directory that inode i lies in, the one of its first name
+// when it has several; the root's is itself.
 func (t *TOC) Parent(i uint32) (uint32, error) {
 	r, err := t.inode(i)
 	if err != nil {
 		return 0, err
-	}
-	if r.kind() != unix.S_IFDIR {
-		return 0, ErrNotExist
 	}
 	p := r.u32(60)
 	if p >= i && i != Root {
@@ -239,7 +236,7 @@ func (t *TOC) xattr(i uint32, list []byte) (name, value []byte, err error) {
 	return name, value, nil
 }
 
-// Path returns a path of directory i from the layer's root, for messages.
+// Path returns a path of inode i from the layer's root, for messages.
 func (t *TOC) Path(i uint32) (string, error) {
 	var parts [][]byte
 	for i != Root {

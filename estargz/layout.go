@@ -10,7 +10,7 @@ import "hash/crc32"
 // Header, 128 bytes:
 //
 //	0   8  magic "LKTOC\r\n\x1a"
-//	8   4  version: 1
+//	8   4  version: 2
 //	12  1  Format
 //	13  1  flags: 1 an inode has xattrs or is opaque, 2 all chunks have digests
 //	14  2  0
@@ -43,7 +43,7 @@ import "hash/crc32"
 //	48  4  first xattr
 //	52  4  number of xattrs
 //	56  4  flags: 1 opaque
-//	60  4  directory: its parent's inode
+//	60  4  the directory that it is in; that of its first name where it has several
 //
 // Chunk, 64 bytes; those of a file are consecutive and in order:
 //
@@ -54,12 +54,13 @@ import "hash/crc32"
 //	28  4  flags: 1 zeros, 2 has a digest
 //	32 32  sha256
 //
-// Member, 24 bytes, by offset:
+// Member, 28 bytes, by offset:
 //
 //	0   8  offset in the blob
 //	8   8  compressed bytes, up to the next member's beginning
 //	16  4  first chunk in it
 //	20  4  last chunk in it (chunks between may be in others)
+//	24  4  inode of the file that the first chunk belongs to
 //
 // Directory entry, 12 bytes; those of a directory are consecutive, by name:
 //
@@ -78,13 +79,13 @@ import "hash/crc32"
 // String table: the bytes, addressed by offset and length.
 const (
 	fileMagic   = "LKTOC\r\n\x1a"
-	fileVersion = 1
+	fileVersion = 2
 
 	headerSize = 128
 	headerSums = 80 // bytes of the header that the checksum covers
 	inodeSize  = 64
 	chunkSize  = 64
-	memberSize = 24
+	memberSize = 28
 	direntSize = 12
 	xattrSize  = 16
 

@@ -29,6 +29,7 @@ type dirent struct {
 type member struct {
 	offset, end int64
 	first, last uint32 // chunks, final numbers
+	file        uint32 // of the first chunk, final number
 	reach       int64  // decompressed bytes that the chunks so far need
 	prev        int64  // where the last of them begins
 }
@@ -79,9 +80,9 @@ func (t *tables) numberDir(dir *protoInode, number uint32, names []uint32) []uin
 		child := t.inodes.at(node.inode)
 		if child.final == 0 {
 			t.assign(node.inode)
+			child.parent = number
 		}
 		if child.mode&unix.S_IFMT == unix.S_IFDIR {
-			child.parent = number
 			dir.nlink++
 		} else {
 			child.nlink++
@@ -123,7 +124,7 @@ func (t *tables) numberChunks() error {
 			c.member = uint32(at)
 			m := &members[at]
 			if m.end == 0 {
-				m.offset, m.end, m.first = c.offset, t.files.dataEnd, chunk+i
+				m.offset, m.end, m.first, m.file = c.offset, t.files.dataEnd, chunk+i, p.final-1
 				if at+1 < len(bounds) {
 					m.end = bounds[at+1]
 				}

@@ -35,7 +35,7 @@ type protoInode struct {
 	flags                uint32 // as in the compact file, and inodeWhiteout
 	size                 int64
 	a, b                 uint32 // directory: first node + 1, depth; file: first chunk, chunks; symlink: target
-	parent               uint32 // of a directory
+	parent               uint32 // of a directory; at the end, of any inode, final number
 	xattr, xattrs        uint32 // first and number
 	chunk                uint32 // of a file, known at the end: number of the first
 	nlink, final         uint32 // known at the end; final is the number + 1, 0 for none

@@ -105,11 +105,13 @@ func checkDir(t *TOC, i uint32, in Inode, names []uint32) error {
 		if err := t.Inode(child, &c); err != nil {
 			return err
 		}
-		if c.Mode&unix.S_IFMT == unix.S_IFDIR {
+		isDir := c.Mode&unix.S_IFMT == unix.S_IFDIR
+		if isDir {
 			subdirs++
-			if p, err := t.Parent(child); err != nil || p != i {
-				return fmt.Errorf("parent of %d: %d, %w; want %d", child, p, err, i)
-			}
+		}
+		// A file of several names is in the directory of one of them.
+		if p, err := t.Parent(child); err != nil || p != i && (isDir || c.Nlink == 1) {
+			return fmt.Errorf("parent of %d: %d, %w; want %d", child, p, err, i)
 		}
 	}
 	if in.Nlink != 2+subdirs {
@@ -175,6 +177,17 @@ func checkMembers(t *TOC) error {
 		if got, err := t.FindMember(at.Offset + at.Size/2); err != nil || got != m {
 			return fmt.Errorf("FindMember in member %d: %d, %w", m, got, err)
 		}
+		chunk, _, err := t.MemberChunks(m)
+		if err != nil {
+			return err
+		}
+		file, err := t.MemberFile(m)
+		if err != nil {
+			return err
+		}
+		if first, n, err := t.FileChunks(file); err != nil || chunk < first || chunk >= first+n {
+			return fmt.Errorf("member %d begins with chunk %d of file %d, which has [%d, +%d): %w", m, chunk, file, first, n, err)
+		}
 	}
 	return nil
 }
@@ -193,6 +206,7 @@ func touchAll(t *TOC) {
 		t.FileChunks(i)
 		t.Lookup(i, []byte("name"))
 		t.Path(i)
+		t.Parent(i)
 		for n := range min(in.Entries, bound) + 1 {
 			name, _, _ := t.Entry(i, n)
 			t.Lookup(i, name)
@@ -207,6 +221,7 @@ func touchAll(t *TOC) {
 	for m := range min(t.Members(), bound) + 1 {
 		at, err := t.Member(m)
 		t.MemberChunks(m)
+		t.MemberFile(m)
 		t.FindMember(at.Offset)
 		if err == nil && at.Size < 1<<20 {
 			t.Decode(m, make([]byte, at.Size), 0, ^uint32(0), func(uint32, []byte) bool { return true })

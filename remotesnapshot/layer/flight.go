@@ -187,7 +187,7 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 		// Other chunks of the member may be wrong for good; this one need not be.
 		chunks, err = l.decode(ctx, f, m, f.want, f.want)
 	}
-	l.windows.use(m)
+	l.windows.use(f.member)
 	return chunks, err
 }
 
@@ -207,7 +207,7 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	if l.blob.Present(m.Offset, hi-m.Offset) {
 		return nil
 	}
-	off, size, done := l.windows.plan(l.toc, f.member, last, m.Offset, hi, l.blob.Present)
+	off, size, done := l.windows.plan(f.member, last, span{m.Offset, hi}, l.blob.Present)
 	defer done()
 	return l.fetch(ctx, off, size)
 }

@@ -48,7 +48,7 @@ func Open(p *Pool, b Blob, toc *estargz.TOC) *Layer {
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.holds.Store(1)
 	l.flights.of = make(map[uint32]*flight)
-	l.windows = newWindows(p.opts.Window)
+	l.windows = newWindows(toc, p.opts.Window)
 	return l
 }
 

@@ -24,7 +24,7 @@ type Options struct {
 	// the layer has no landmark that says it; 0: nothing.
 	PrefetchSize int64
 	// Window bounds how much one request asks for around a member that somebody
-	// waits for; 0: 4 MiB, below 0: the member alone.
+	// waits for; 0: 8 MiB, below 0: the member alone.
 	Window int64
 	// BackgroundFetch makes each layer local in the end, in the pauses between reads.
 	BackgroundFetch bool
@@ -37,7 +37,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.CacheBytes, 32<<20)
 	setDefault(&o.DecodeBytes, 16<<20)
 	setDefault(&o.ReadTimeout, 5*time.Minute)
-	setDefault(&o.Window, 4<<20)
+	setDefault(&o.Window, 8<<20)
 	setDefault(&o.IdleTime, time.Second)
 	return o
 }

@@ -54,7 +54,7 @@ func TestManyFilesAtATimeDoNotMixUp(t *testing.T) {
 func TestSequentialReadSendsFewRequests(t *testing.T) {
 	const size = 6 << 20
 	files := []file{{"before", noise(2, 1000)}, {"a", noise(1, size)}}
-	o := build(t, estargz.FormatEStargz, files).open(t, Options{})
+	o := build(t, estargz.FormatEStargz, files).open(t, Options{Window: 512 << 10})
 	for off := int64(0); off < size; off += 128 << 10 {
 		got, err := o.read(t.Context(), "a", off, 128<<10)
 		require.NoError(t, err)

@@ -1,171 +1,294 @@
 package layer
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/lazykit/lazykit/estargz"
 )
 
-// A round trip costs as much as hundreds of kilobytes, and files that are used
-// together lie together: a package's modules are neighbours in the tar. So a
-// request asks for a window around the member that somebody waits for. How large
-// a window pays is learned from what came of those nearby. The figures are the
-// best that a replay of four builds' reads (python with numpy, g++, go build, node
-// on Debian) has found: a quarter of the requests of members alone, at 1.1 times
-// their bytes.
+// A round trip costs as much as some tens of kilobytes, and mostly more. So a
+// request asks for a window: the member that somebody waits for, and neighbours
+// of it in the blob that will probably be read. There are two kinds of members,
+// and two ways to choose.
+//
+// Four builds were recorded (python with numpy, g++, go build, node on Debian;
+// see replay_test.go), where half to nine tenths of the bytes are programs and
+// libraries of more than 64 KiB, compressed, and most of the members are small
+// files:
+//
+//	          members read      of them in files    data requests with
+//	                            of several members  members alone
+//	python    318, 17.6 MB      8, 10.0 MB          318
+//	g++       253, 24.3 MB      9, 13.9 MB          252
+//	go       2948, 38.0 MB     14, 16.5 MB         2948
+//	node       43, 24.4 MB     14, 18.2 MB           43
+//
+// Libraries lie all over the blob and each needs its own request: 25 to 40 of
+// each build. What can be saved are requests for small files (habits.go) and for
+// the parts of large ones (below).
+
+// limits of what is asked for around a member.
 const (
-	// firstWindow is what a request asks for where nothing is known.
-	firstWindow = 48 << 10
-	// warmWindow is the largest one where only some of the bytes are of use.
-	warmWindow = 256 << 10
-	// windowMemory is how many windows are remembered.
-	windowMemory = 32
-	// nearWindows: a read is in the surroundings of a window when it is no
-	// further away than this many times its length.
-	nearWindows = 4
-	// smallPart: a neighbour is taken if it is no larger than this part of the
-	// window. A large one is a bet on its own, and a bad one.
-	smallPart = 4
+	// asideSize is the largest member that is fetched for its directory's sake. A
+	// larger one is a bet on its own: of the libraries beside one that was read,
+	// one in thirty was read too.
+	asideSize = 64 << 10
+	// asideCount bounds the members that are looked at on each side.
+	asideCount = 512
+	// maxParts: of a file of more members none is fetched ahead here.
+	maxParts = 1024
 )
 
-// window is a range of the blob that was asked for at once.
-type window struct {
-	lo, hi int64
-	room   int64 // how long it was allowed to be
-	used   int64 // bytes of members that were read
-	busy   bool  // on its way
-}
-
-// warm says that the bytes of a window were worth asking for, hot that nearly
-// all of them are read: the reads walk through the blob.
-func (v *window) warm() bool { return v.used*4 >= v.hi-v.lo }
-func (v *window) hot() bool  { return v.used*4 >= (v.hi-v.lo)*3 }
-
-// windows remembers the last windows of a layer.
+// windows chooses what the requests of a layer ask for.
 type windows struct {
+	toc   table
 	limit int64 // longest window; not positive: members alone
 
 	mu struct {
 		sync.Mutex
-		last [windowMemory]window
-		next int
+		habits habits
+		coming []span // windows on their way
 	}
 }
 
-func newWindows(limit int64) *windows { return &windows{limit: limit} }
-
-// members is what plan needs of a TOC.
-type members interface {
+// table is what choosing needs of a TOC.
+type table interface {
 	Member(m uint32) (estargz.Member, error)
+	MemberFile(m uint32) (inode uint32, err error)
+	Parent(inode uint32) (dir uint32, err error)
+	FileChunks(inode uint32) (first, n uint32, err error)
+	Chunk(c uint32, out *estargz.Chunk) error
 }
 
-// plan chooses the range to ask for, so that the members first to last (in the
-// order of the blob) become present: [lo, hi) grown by whole neighbours up to
-// what is present already. Call done when the request has ended.
-func (w *windows) plan(t members, first, last uint32, lo, hi int64, present func(off, size int64) bool) (off, size int64, done func()) {
-	room, before, after := w.room(lo, hi)
-	free := func(m estargz.Member) bool {
-		return m.Size > 0 && m.Size <= room/smallPart && !present(m.Offset, m.Size) && !w.coming(m.Offset, m.Offset+m.Size)
+var _ table = (*estargz.TOC)(nil)
+
+func newWindows(toc table, limit int64) *windows { return &windows{toc: toc, limit: limit} }
+
+// span is a range of the blob.
+type span struct{ lo, hi int64 }
+
+// window is a row of members without gaps.
+type window struct {
+	first, last uint32
+	span
+}
+
+// plan chooses the range to ask for, so that the members first to last, which
+// lie in need, become present: need grown by whole neighbours, none of them
+// present already or on its way. Call done when the request has ended.
+func (w *windows) plan(first, last uint32, need span, present func(off, size int64) bool) (off, size int64, done func()) {
+	v := window{first, last, need}
+	if w.limit > need.hi-need.lo && !w.comes(need) {
+		free := func(m estargz.Member) bool {
+			return !present(m.Offset, m.Size) && !w.touches(span{m.Offset, m.Offset + m.Size})
+		}
+		v = w.grow(v, free)
 	}
-	for m, err := t.Member(last + 1); err == nil && m.Offset == hi && m.Size <= after && free(m); {
-		hi, after, last = m.Offset+m.Size, after-m.Size, last+1
-		m, err = t.Member(last + 1)
+	return v.lo, v.hi - v.lo, w.start(v.span)
+}
+
+func (w *windows) grow(v window, free func(estargz.Member) bool) window {
+	file, err := w.toc.MemberFile(v.first)
+	if err != nil {
+		return v
 	}
-	for first > 0 {
-		m, err := t.Member(first - 1)
-		if err != nil || m.Offset+m.Size != lo || m.Size > before || !free(m) {
+	if first, last, ok := w.parts(file); ok {
+		return w.growInFile(v, first, last, free)
+	}
+	return w.growAround(v, file, free)
+}
+
+// step adds the next member on one side, if it lies there without a gap.
+func (w *windows) step(v window, forward bool) (next window, m estargz.Member, ok bool) {
+	if !forward && v.first == 0 {
+		return v, m, false
+	}
+	next = v
+	n := v.last + 1
+	if !forward {
+		n = v.first - 1
+	}
+	m, err := w.toc.Member(n)
+	switch {
+	case err != nil || m.Size <= 0:
+		return v, m, false
+	case forward:
+		next.last, next.hi = n, m.Offset+m.Size
+		return next, m, m.Offset == v.hi
+	}
+	next.first, next.lo = n, m.Offset
+	return next, m, m.Offset+m.Size == v.lo
+}
+
+// parts returns the members of a file that has several, which follow one another.
+func (w *windows) parts(file uint32) (first, last uint32, ok bool) {
+	c, n, err := w.toc.FileChunks(file)
+	if err != nil || n < 2 {
+		return 0, 0, false
+	}
+	var from, to estargz.Chunk
+	if w.toc.Chunk(c, &from) != nil || w.toc.Chunk(c+n-1, &to) != nil || from.Zeros || to.Zeros {
+		return 0, 0, false
+	}
+	return from.Member, to.Member, to.Member > from.Member && to.Member-from.Member < maxParts
+}
+
+// growInFile adds parts of the file of the members first to last. In the recorded
+// builds each of the nine files that fit into a window was read to its last
+// part in the end (programs, libraries, archives), so all of such a file is
+// asked for. Of larger ones it may be a half: cc1plus was read as a whole,
+// libnode.so in nine parts of twelve, the data of libicu in three of eight. There
+// a window grows from a part beside one that was fetched before, and by as much
+// as has been fetched of the file: at worst it doubles that.
+func (w *windows) growInFile(v window, first, last uint32, free func(estargz.Member) bool) window {
+	forward, back, room := true, true, w.limit
+	if size, fetched := w.fetched(first, last, free); size > w.limit {
+		forward = v.first > first && !w.isFree(v.first-1, free)
+		back = v.last < last && !w.isFree(v.last+1, free)
+		room = min(room, fetched+2*(v.hi-v.lo))
+	}
+	grow := func(forward bool) {
+		for {
+			next, m, ok := w.step(v, forward)
+			if !ok || next.first < first || next.last > last || next.hi-next.lo > room || !free(m) {
+				return
+			}
+			v = next
+		}
+	}
+	if forward {
+		grow(true)
+	}
+	if back {
+		grow(false)
+	}
+	return v
+}
+
+// fetched returns the size of the members first to last, and how much of it is
+// there or on its way.
+func (w *windows) fetched(first, last uint32, free func(estargz.Member) bool) (size, fetched int64) {
+	for n := first; n <= last; n++ {
+		m, err := w.toc.Member(n)
+		if err != nil {
 			break
 		}
-		lo, before, first = m.Offset, before-m.Size, first-1
-	}
-	return lo, hi - lo, w.remember(lo, hi, room)
-}
-
-// room says how long a window around [lo, hi) may be, and how much of it may lie
-// before lo and after hi.
-func (w *windows) room(lo, hi int64) (room, before, after int64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	near := w.nearestLocked(lo, hi)
-	room, before, after = firstWindow, 2, 3
-	if near != nil {
-		room, before, after = near.next(), 1, 1
-	}
-	switch {
-	case near == nil || !near.hot():
-	case lo >= near.hi: // reads move on
-		before, after = 1, 9
-	case hi <= near.lo:
-		before, after = 9, 1
-	}
-	room = min(room, w.limit)
-	left := max(room-(hi-lo), 0)
-	before = left * before / (before + after)
-	return room, before, left - before
-}
-
-// next is how long the next window in the surroundings of v may be.
-func (v *window) next() int64 {
-	switch {
-	case v.hot() && v.room*2 > warmWindow:
-		return v.room * 2
-	case v.warm():
-		return min(max(v.room*3, firstWindow), warmWindow)
-	}
-	return min(v.room, warmWindow)
-}
-
-// nearestLocked returns the window in whose surroundings [lo, hi) lies; nil for none.
-func (w *windows) nearestLocked(lo, hi int64) (near *window) {
-	distance := int64(-1)
-	for i := range w.mu.last {
-		v := &w.mu.last[i]
-		length := v.hi - v.lo
-		d := max(lo-v.hi, v.lo-hi, 0)
-		if length == 0 || d > nearWindows*max(length, firstWindow) || near != nil && d > distance {
-			continue
+		size += m.Size
+		if !free(m) {
+			fetched += m.Size
 		}
-		near, distance = v, d
 	}
-	return near
+	return size, fetched
 }
 
-// remember keeps a window in place of the oldest that has come.
-func (w *windows) remember(lo, hi, room int64) (done func()) {
+func (w *windows) isFree(n uint32, free func(estargz.Member) bool) bool {
+	m, err := w.toc.Member(n)
+	return err == nil && free(m)
+}
+
+// growAround adds small files beside the one that is asked for.
+func (w *windows) growAround(v window, file uint32, free func(estargz.Member) bool) window {
+	after, before := w.side(v, true, free), w.side(v, false, free)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	i := w.mu.next
-	w.mu.next = (w.mu.next + 1) % windowMemory
-	w.mu.last[i] = window{lo: lo, hi: hi, room: room, busy: true}
+	h := &w.mu.habits
+	if dir, err := w.toc.Parent(file); err == nil {
+		h.asked(w.toc, dir, v.hi-v.lo)
+	}
+	na, nb := h.choose(w.toc, after, before)
+	for _, x := range slices.Concat(after[:na], before[:nb]) {
+		h.fetched(w.toc, x)
+	}
+	if na > 0 {
+		v.last, v.hi = after[na-1].member, after[na-1].edge
+	}
+	if nb > 0 {
+		v.first, v.lo = before[nb-1].member, before[nb-1].edge
+	}
+	return v
+}
+
+// neighbour is a member beside a window, in the row of those between.
+type neighbour struct {
+	member, dir uint32
+	size        int64
+	edge        int64 // of a window that goes up to it
+}
+
+// side lists the members on one side of v that may be fetched with it.
+func (w *windows) side(v window, forward bool, free func(estargz.Member) bool) (out []neighbour) {
+	room := w.limit - (v.hi - v.lo)
+	for len(out) < asideCount {
+		next, m, ok := w.step(v, forward)
+		if room -= m.Size; !ok || m.Size > asideSize || room < 0 || !free(m) {
+			break
+		}
+		n, edge := next.last, next.hi
+		if !forward {
+			n, edge = next.first, next.lo
+		}
+		file, err := w.toc.MemberFile(n)
+		if err != nil {
+			break
+		}
+		dir, err := w.toc.Parent(file)
+		if err != nil {
+			break
+		}
+		if _, _, several := w.parts(file); several {
+			break
+		}
+		out = append(out, neighbour{n, dir, m.Size, edge})
+		v = next
+	}
+	return out
+}
+
+// use takes note that member m was read.
+func (w *windows) use(m uint32) {
+	file, err := w.toc.MemberFile(m)
+	if err != nil {
+		return
+	}
+	dir, err := w.toc.Parent(file)
+	if err != nil {
+		return
+	}
+	_, _, several := w.parts(file)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !several {
+		w.mu.habits.used(w.toc, m, dir)
+	}
+}
+
+// start notes that s is on its way.
+func (w *windows) start(s span) (done func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.coming = append(w.mu.coming, s)
 	return func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if v := &w.mu.last[i]; v.lo == lo && v.hi == hi {
-			v.busy = false
+		if i := slices.Index(w.mu.coming, s); i >= 0 {
+			w.mu.coming = slices.Delete(w.mu.coming, i, i+1)
 		}
 	}
 }
 
-// use counts a member that was read to the window that brought it.
-func (w *windows) use(m estargz.Member) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for i := range w.mu.last {
-		if v := &w.mu.last[i]; v.lo <= m.Offset && m.Offset+m.Size <= v.hi {
-			v.used += m.Size
-			return
-		}
-	}
+// comes says whether a window on its way holds all of s, touches whether one
+// holds a part of it.
+func (w *windows) comes(s span) bool {
+	return w.anyComing(func(c span) bool { return c.lo <= s.lo && s.hi <= c.hi })
 }
 
-// coming says whether a window on its way holds a part of [lo, hi).
-func (w *windows) coming(lo, hi int64) bool {
+func (w *windows) touches(s span) bool {
+	return w.anyComing(func(c span) bool { return c.lo < s.hi && s.lo < c.hi })
+}
+
+func (w *windows) anyComing(f func(span) bool) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i := range w.mu.last {
-		if v := &w.mu.last[i]; v.busy && v.lo < hi && lo < v.hi {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(w.mu.coming, f)
 }

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -8,145 +9,277 @@ import (
 	"github.com/lazykit/lazykit/estargz"
 )
 
-// row is a blob of members of the given sizes, one after the other.
-type row []int64
-
-func (r row) Member(m uint32) (estargz.Member, error) {
-	if int(m) >= len(r) {
-		return estargz.Member{}, estargz.ErrNotExist
+// A tree is described by its files, in the order of the blob: paths and the sizes
+// of their members.
+func tree(files ...any) *recorded {
+	r := &recorded{parents: []uint32{0}}
+	dirs := map[string]uint32{"": 0}
+	for i := 0; i < len(files); i += 2 {
+		dir, _, _ := cutLast(files[i].(string))
+		addDir(r, dirs, dir)
 	}
-	var off int64
-	for _, n := range r[:m] {
-		off += n
-	}
-	return estargz.Member{Offset: off, Size: r[m]}, nil
-}
-
-func evenRow(n int, size int64) (r row) {
-	for range n {
-		r = append(r, size)
+	end := int64(0)
+	for i := 0; i < len(files); i += 2 {
+		dir, _, _ := cutLast(files[i].(string))
+		r.parents = append(r.parents, dirs[dir])
+		r.first = append(r.first, uint32(len(r.members)))
+		for _, size := range files[i+1].([]int64) {
+			r.members = append(r.members, estargz.Member{Offset: end, Size: size})
+			r.files = append(r.files, uint32(len(r.parents)-1))
+			end += size
+		}
 	}
 	return r
 }
 
-// ask plans a window for member m and says which members it has.
-func (r row) ask(t *testing.T, w *windows, m uint32, present func(off, size int64) bool) (first, last int64) {
-	t.Helper()
-	at, err := r.Member(m)
-	require.NoError(t, err)
-	off, size, done := w.plan(r, m, m, at.Offset, at.Offset+at.Size, present)
+func cutLast(path string) (dir, name string, ok bool) {
+	for i := len(path) - 1; i >= 0; i-- {
+		if path[i] == '/' {
+			return path[:i], path[i+1:], true
+		}
+	}
+	return "", path, false
+}
+
+func addDir(r *recorded, dirs map[string]uint32, dir string) {
+	if _, ok := dirs[dir]; ok {
+		return
+	}
+	parent, _, _ := cutLast(dir)
+	addDir(r, dirs, parent)
+	dirs[dir] = uint32(len(r.parents))
+	r.parents = append(r.parents, dirs[parent])
+}
+
+// row is a tree of one directory with n files of a size.
+func row(n int, size int64) *recorded {
+	var files []any
+	for i := range n {
+		files = append(files, fmt.Sprintf("d/%05d", i), []int64{size})
+	}
+	return tree(files...)
+}
+
+// asker asks for members, and reads them.
+type asker struct {
+	t *testing.T
+	*windows
+	tree  *recorded
+	there map[uint32]bool
+}
+
+func newAsker(t *testing.T, r *recorded, limit int64) *asker {
+	return &asker{t, newWindows(r, limit), r, map[uint32]bool{}}
+}
+
+func (a *asker) need(first, last uint32) span {
+	end := a.tree.members[last]
+	return span{a.tree.members[first].Offset, end.Offset + end.Size}
+}
+
+func (a *asker) present(off, _ int64) bool { return a.there[a.tree.at(off)] }
+
+// ask says which members are asked for when m is read.
+func (a *asker) ask(m uint32) (first, last int) {
+	a.t.Helper()
+	off, size, done := a.plan(m, m, a.need(m, m), a.present)
 	done()
-	w.use(at)
-	require.LessOrEqual(t, off, at.Offset)
-	require.GreaterOrEqual(t, off+size, at.Offset+at.Size)
-	return off / r[0], (off+size)/r[0] - 1
+	a.use(m)
+	first, last = int(a.tree.at(off)), int(a.tree.at(off+size))-1
+	require.LessOrEqual(a.t, first, int(m))
+	require.GreaterOrEqual(a.t, last, int(m))
+	require.Equal(a.t, a.need(uint32(first), uint32(last)), span{off, off + size}, "whole members")
+	for n := first; n <= last; n++ {
+		require.False(a.t, a.there[uint32(n)], "member %d was asked for before", n)
+		a.there[uint32(n)] = true
+	}
+	return first, last
 }
 
-func nothing(off, size int64) bool { return false }
-
-func TestFirstWindowIsSmallAndLooksForward(t *testing.T) {
-	first, last := evenRow(100, 8<<10).ask(t, newWindows(1<<20), 50, nothing)
-	require.EqualValues(t, 50-2, first)
-	require.EqualValues(t, 50+3, last)
+// read reads members one after the other and says how many requests that takes.
+func (a *asker) read(members ...uint32) (requests int) {
+	for _, m := range members {
+		if a.there[m] {
+			a.use(m)
+			continue
+		}
+		a.ask(m)
+		requests++
+	}
+	return requests
 }
 
-func TestWindowStopsAtWhatIsThere(t *testing.T) {
-	r := evenRow(100, 8<<10)
-	first, last := r.ask(t, newWindows(1<<20), 50, func(off, size int64) bool { return off == 52*(8<<10) || off == 49*(8<<10) })
-	require.EqualValues(t, 50, first)
-	require.EqualValues(t, 51, last)
+func every(n, from, to int) (out []uint32) {
+	for ; from < to; from += n {
+		out = append(out, uint32(from))
+	}
+	return out
 }
 
-func TestWindowTakesNoPartsOfLargeNeighbours(t *testing.T) {
-	r := row{1 << 20, 8 << 10, 1 << 20}
-	off, size, done := newWindows(1<<20).plan(r, 1, 1, 1<<20, 1<<20+8<<10, nothing)
-	done()
-	require.EqualValues(t, 1<<20, off)
-	require.EqualValues(t, 8<<10, size)
-}
+const kb = 1 << 10
 
-func TestWindowTakesOnlySmallNeighbours(t *testing.T) {
-	r := row{8 << 10, 8 << 10, 20 << 10, 8 << 10}
-	off, size, done := newWindows(1<<20).plan(r, 1, 1, 8<<10, 16<<10, nothing)
-	done()
-	require.EqualValues(t, 0, off)
-	require.EqualValues(t, 16<<10, size, "what is too large for it is not asked for on the way to others")
+func TestWindowsGrowWhereTheyAreOfUse(t *testing.T) {
+	a := newAsker(t, row(3000, 8*kb), 1<<20)
+	require.Less(t, a.read(every(1, 0, 1000)...), 60)
+	require.Less(t, a.read(every(1, 1000, 3000)...), 30, "up to 1 MB each, or 16 in all")
 }
 
 func TestWindowsDoNotGrowWhereTheyAreOfNoUse(t *testing.T) {
-	r := evenRow(4000, 2<<10)
-	w := newWindows(1 << 20)
-	for m := uint32(30); m < 4000; m += 50 { // one of 24
-		first, last := r.ask(t, w, m, nothing)
-		require.LessOrEqual(t, (last-first+1)*(2<<10), int64(firstWindow))
+	r := row(6000, 2*kb)
+	a := newAsker(t, r, 8<<20)
+	for _, m := range every(60, 30, 6000) {
+		first, last := a.ask(m)
+		require.LessOrEqual(t, (last-first)*2*kb, mayWaste*2, "%d to %d", first, last)
 	}
+	first, last := a.ask(5999)
+	require.Less(t, last-first, 30)
 }
 
-func TestLargeMemberGoesAlone(t *testing.T) {
-	r := row{8 << 10, 300 << 10, 8 << 10}
-	off, size, done := newWindows(1<<20).plan(r, 1, 1, 8<<10, 308<<10, nothing)
-	done()
-	require.EqualValues(t, 8<<10, off)
-	require.EqualValues(t, 300<<10, size)
-}
-
-func TestWindowsGrowWhereTheyAreOfUse(t *testing.T) {
-	r := evenRow(2000, 8<<10)
-	w := newWindows(1 << 20)
-	requests, next := 0, int64(0)
-	for m := range int64(2000) {
-		if m < next {
-			at, _ := r.Member(uint32(m))
-			w.use(at)
-			continue
+// TestHabitsAreOfDirectories: what one directory teaches holds for those beside it
+// and not for others.
+func TestHabitsAreOfDirectories(t *testing.T) {
+	var files []any
+	for _, dir := range []string{"src/a", "src/b", "doc/a", "doc/b"} {
+		for i := range 400 {
+			files = append(files, fmt.Sprintf("%s/%03d", dir, i), []int64{4 * kb})
 		}
-		requests++
-		_, last := r.ask(t, w, uint32(m), nothing)
-		require.LessOrEqual(t, last-m, int64(128), "the limit holds")
-		next = last + 1
 	}
-	require.Less(t, requests, 30, "2000 members read in order")
+	a := newAsker(t, tree(files...), 8<<20)
+	a.read(every(1, 0, 400)...)     // all of src/a
+	a.read(every(40, 800, 1200)...) // little of doc/a
+	first, last := a.ask(400 + 50)  // in src/b
+	require.Greater(t, last-first, 100)
+	first, last = a.ask(1200 + 50) // in doc/b
+	require.Less(t, last-first, 20)
 }
 
-func TestWindowsStaySmallWhereReadsAreFarApart(t *testing.T) {
-	r := evenRow(5000, 8<<10)
-	w := newWindows(1 << 20)
-	for m := uint32(40); m < 5000; m += 500 {
-		first, last := r.ask(t, w, m, nothing)
-		require.LessOrEqual(t, last-first, int64(8))
+// TestWindowEndsWithTheDirectory: where nothing was read from the directory
+// beside it.
+func TestWindowEndsWithTheDirectory(t *testing.T) {
+	var files []any
+	for d := range 40 {
+		for i := range 20 {
+			files = append(files, fmt.Sprintf("d%02d/%02d", d, i), []int64{4 * kb})
+		}
+	}
+	a := newAsker(t, tree(files...), 8<<20)
+	for d := range 20 { // every second one, and all of it
+		a.read(every(1, 40*d, 40*d+20)...)
+	}
+	a = &asker{t, a.windows, a.tree, map[uint32]bool{}} // evicted
+	for d := range 20 {
+		first, last := a.ask(uint32(40*d + 10))
+		require.GreaterOrEqual(t, first, 40*d-20)
+		require.LessOrEqual(t, last, 40*d+39)
+	}
+}
+
+func TestWindowStopsAtWhatIsThere(t *testing.T) {
+	a := newAsker(t, row(100, kb), 1<<20)
+	a.there[49], a.there[52] = true, true
+	first, last := a.ask(50)
+	require.Equal(t, 50, first)
+	require.Equal(t, 51, last)
+}
+
+func TestWindowStopsAtGaps(t *testing.T) {
+	r := row(100, kb)
+	for i := 51; i < 100; i++ {
+		r.members[i].Offset++
+	}
+	first, last := newAsker(t, r, 1<<20).ask(50)
+	require.Less(t, first, 50)
+	require.Equal(t, 50, last)
+}
+
+func TestWindowTakesNoLargeNeighbours(t *testing.T) {
+	r := tree("d/a", []int64{kb}, "d/b", []int64{asideSize + 1}, "d/c", []int64{kb}, "d/d", []int64{kb, kb}, "d/e", []int64{kb})
+	first, last := newAsker(t, r, 1<<20).ask(2)
+	require.Equal(t, 2, first)
+	require.Equal(t, 2, last, "no file of several members either")
+}
+
+func TestWindowCrossesWhatIsOfNoUse(t *testing.T) {
+	var files []any
+	for i := range 400 {
+		files = append(files, fmt.Sprintf("d/%03d", i), []int64{kb})
+	}
+	files = append(files, "d/large", []int64{30 * kb})
+	for i := range 100 {
+		files = append(files, fmt.Sprintf("d/x%03d", i), []int64{kb})
+	}
+	a := newAsker(t, tree(files...), 1<<20)
+	a.read(every(2, 0, 60)...)
+	_, last := a.ask(398)
+	require.Greater(t, last, 405)
+}
+
+func TestFileThatFitsIsAskedForAsAWhole(t *testing.T) {
+	for m := range uint32(4) {
+		r := tree("bin/a", []int64{kb}, "bin/b", []int64{900 * kb, 800 * kb, 700 * kb, 100 * kb}, "bin/c", []int64{kb})
+		first, last := newAsker(t, r, 8<<20).ask(1 + m)
+		require.Equal(t, 1, first)
+		require.Equal(t, 4, last)
+	}
+}
+
+func TestLargeFileGrowsFromPartToPart(t *testing.T) {
+	sizes := make([]int64, 12)
+	for i := range sizes {
+		sizes[i] = 1 << 20
+	}
+	a := newAsker(t, tree("bin/a", sizes), 8<<20)
+	for _, want := range []struct{ ask, first, last int }{
+		{0, 0, 0}, // a part alone tells nothing
+		{11, 11, 11},
+		{5, 5, 5},   // nor does one far from others
+		{1, 1, 4},   // beside one that was fetched: as much again
+		{10, 6, 10}, // backwards
+	} {
+		first, last := a.ask(uint32(want.ask))
+		require.Equal(t, want, struct{ ask, first, last int }{want.ask, first, last})
 	}
 }
 
 func TestWindowsDoNotOverlapWhatIsComing(t *testing.T) {
-	r := evenRow(200, 8<<10)
-	for _, here := range []bool{false, true} {
-		w := newWindows(1 << 20)
-		_, _, done := w.plan(r, 50, 89, 50*(8<<10), 90*(8<<10), nothing)
-		w.use(estargz.Member{Offset: 50 * (8 << 10), Size: 20 * (8 << 10)})
-		if here {
-			done()
-		}
-		_, last := r.ask(t, w, 45, nothing)
-		if here {
-			require.Greater(t, last, int64(49))
-		} else {
-			require.EqualValues(t, 49, last)
-		}
-	}
+	r := row(200, kb)
+	a := newAsker(t, r, 1<<20)
+	off, _, done := a.plan(150, 189, a.need(150, 189), a.present)
+	coming := int(r.at(off))
+	first, last := a.ask(uint32(coming - 5))
+	require.Less(t, first, coming-5)
+	require.Equal(t, coming-1, last)
+	off, size, doneToo := a.plan(160, 160, a.need(160, 160), a.present)
+	require.Equal(t, a.need(160, 160), span{off, off + size}, "it is coming: nothing is added")
+	doneToo()
+	done()
+	require.Empty(t, a.mu.coming)
 }
 
 func TestWindowCanBeTurnedOff(t *testing.T) {
-	first, last := evenRow(100, 8<<10).ask(t, newWindows(-1), 50, nothing)
-	require.EqualValues(t, 50, first)
-	require.EqualValues(t, 50, last)
+	first, last := newAsker(t, row(100, 8*kb), -1).ask(50)
+	require.Equal(t, 50, first)
+	require.Equal(t, 50, last)
 }
 
 func TestPlanOfFirstAndLastMember(t *testing.T) {
-	r := evenRow(3, 8<<10)
-	first, last := r.ask(t, newWindows(1<<20), 0, nothing)
-	require.EqualValues(t, 0, first)
-	require.EqualValues(t, 2, last)
-	first, last = r.ask(t, newWindows(1<<20), 2, nothing)
-	require.EqualValues(t, 0, first)
-	require.EqualValues(t, 2, last)
+	for _, m := range []uint32{0, 2} {
+		first, last := newAsker(t, row(3, kb), 1<<20).ask(m)
+		require.Equal(t, 0, first)
+		require.Equal(t, 2, last)
+	}
+}
+
+// TestHabitsAreBounded: what is remembered does not grow with what is read.
+func TestHabitsAreBounded(t *testing.T) {
+	var files []any
+	for d := range 2 * habitDirs {
+		files = append(files, fmt.Sprintf("d%d/f", d), []int64{kb})
+	}
+	a := newAsker(t, tree(files...), 1<<20)
+	for m := range 2 * habitDirs {
+		a.read(uint32(m))
+		require.LessOrEqual(t, len(a.mu.habits.dirs), habitDirs+asideCount*2+2)
+		require.LessOrEqual(t, len(a.mu.habits.asides), habitAsides+asideCount*2)
+	}
 }

@@ -52,8 +52,9 @@ const (
 const MinTail = footerZstdLong + skippableHeader
 
 // TailSize is how much of a blob's end is worth asking for at once: it holds
-// every footer, and for most layers the TOC as well.
-const TailSize = 256 << 10
+// every footer, and for most layers the TOC as well. That of a minimal Debian,
+// which is below most images, has 306 KiB.
+const TailSize = 320 << 10
 
 // ParseFooter finds the TOC of a blob of blobSize bytes from its last bytes
 // (at least MinTail of them, or the whole blob where it is shorter; more is

@@ -28,11 +28,11 @@ func resolve(t *testing.T, f Finder, b *fakeBlob, hints estargz.Hints) error {
 func TestResolveCostsOneRequest(t *testing.T) {
 	for _, format := range []estargz.Format{estargz.FormatEStargz, estargz.FormatZstdChunked} {
 		t.Run(format.String(), func(t *testing.T) {
-			b := build(t, format, []file{{"a", noise(1, 600_000)}})
+			b := build(t, format, []file{{"a", noise(1, 700_000)}})
 			fake := newFakeBlob(b.blob)
 			require.NoError(t, resolve(t, Finder{TOCDir: t.TempDir()}, fake, b.hints))
 			require.LessOrEqual(t, len(fake.requests()), 2, fmt.Sprint(fake.requests()))
-			require.Less(t, fake.Fetched(), int64(300_000))
+			require.Less(t, fake.Fetched(), int64(350_000))
 			require.False(t, fake.Local())
 		})
 	}

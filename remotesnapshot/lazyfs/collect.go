@@ -178,6 +178,7 @@ func (fs *FS) needed() (blobs map[digest.Digest]bool, tocs map[string]bool) {
 		tocs[layer.TOCPath(fs.tocDir, k.blob, estargz.Hints{TOCDigest: k.toc})] = true
 		tocs[layer.TOCPath(fs.tocDir, k.blob, estargz.Hints{})] = true
 	}
+	fs.aheadLocked()
 	for d := range fs.mu.ahead {
 		blobs[d] = true
 	}

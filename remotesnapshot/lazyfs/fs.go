@@ -33,7 +33,7 @@ type FS struct {
 		sync.Mutex
 		closed  bool
 		entries map[key]*entry
-		ahead   map[digest.Digest]struct{} // blobs whose TOC is on its way
+		ahead   map[digest.Digest]time.Time // blobs whose TOC is on its way (zero), or is kept until then
 		reasons reasons
 	}
 }
@@ -67,7 +67,7 @@ func New(ctx context.Context, opts Options) (_ *FS, err error) {
 	fs.ctx, fs.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	fs.calls = newCalls(fs.ctx)
 	fs.mu.entries = make(map[key]*entry)
-	fs.mu.ahead = make(map[digest.Digest]struct{})
+	fs.mu.ahead = make(map[digest.Digest]time.Time)
 	return fs, nil
 }
 
@@ -136,6 +136,9 @@ func (fs *FS) hold(r request) (*entry, error) {
 	if e == nil {
 		e = &entry{key: r.key(), content: content{digest: r.Digest}}
 		fs.mu.entries[e.key] = e
+		if !fs.mu.ahead[e.key.blob].IsZero() {
+			delete(fs.mu.ahead, e.key.blob) // the entry keeps it from now on
+		}
 	}
 	e.reference = r.Reference
 	fs.retainLocked(e)

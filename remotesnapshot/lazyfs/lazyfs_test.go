@@ -258,7 +258,7 @@ func TestLayersAreResolvedInParallel(t *testing.T) {
 
 func TestNeighboursAreFetchedAhead(t *testing.T) {
 	reg := blobtest.New(t)
-	w := start(t, Options{}, reg)
+	w := start(t, Options{KeepBytes: -1}, reg)
 	first, second := push(reg, "app:latest", layerOf(t, 1, "a")), push(reg, "app:latest", layerOf(t, 20, "a"))
 	first.Neighbours = []digest.Digest{first.Digest, second.Digest, "not a digest"}
 	require.NoError(t, w.Resolve(t.Context(), first)[0])
@@ -268,8 +268,15 @@ func TestNeighboursAreFetchedAhead(t *testing.T) {
 		defer b.Close()
 		return b.Fetched() > 0 && b.Present(b.Size()-1000, 1000)
 	})
+	eventually(t, "it was all", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return !w.mu.ahead[second.Digest].IsZero()
+	})
 	reg.Stop()
-	require.NoError(t, w.Resolve(t.Context(), second)[0])
+	_, err := w.Collect(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, w.Resolve(t.Context(), second)[0], "a collection between the two spares it")
 
 	t.Run("not those of ordinary images", func(t *testing.T) {
 		reg := blobtest.New(t)
@@ -477,6 +484,7 @@ func TestCollectFreesWhatWasNotUsedForLongest(t *testing.T) {
 		srcs = append(srcs, src)
 	}
 	eventually(t, "closed", func() bool { return len(w.Report().Layers) == 0 })
+	w.wg.Wait() // closing notes the time
 	for i, src := range srcs { // 1 is the latest, 0 the oldest
 		b, err := w.blobs.Open(src.Digest, blob.Origin{})
 		require.NoError(t, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 
@@ -122,6 +123,10 @@ func (fs *FS) refresh(r request) error {
 // maxAhead bounds the neighbours that are resolved ahead at the same time.
 const maxAhead = 16
 
+// aheadKept is how long Collect spares what was fetched ahead. A garbage collection
+// may come between two layers of an image, and its next layer is asked for soon.
+const aheadKept = time.Minute
+
 // resolveAhead fetches, behind the caller's back, footers and TOCs of the layers
 // that lie above those of srcs: they will be asked for next. Only for images
 // that say that they are lazy; their verification waits for the manifest's digest.
@@ -144,7 +149,10 @@ func (fs *FS) resolveAhead(srcs []remotesnapshot.Source) {
 func (fs *FS) beginAhead(dgst digest.Digest) bool {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	if _, ok := fs.mu.ahead[dgst]; ok || fs.mu.closed || len(fs.mu.ahead) >= maxAhead || dgst.Validate() != nil {
+	if fs.mu.closed || fs.aheadLocked() >= maxAhead || dgst.Validate() != nil {
+		return false
+	}
+	if _, ok := fs.mu.ahead[dgst]; ok {
 		return false
 	}
 	for k := range fs.mu.entries {
@@ -152,9 +160,24 @@ func (fs *FS) beginAhead(dgst digest.Digest) bool {
 			return false
 		}
 	}
-	fs.mu.ahead[dgst] = struct{}{}
+	fs.mu.ahead[dgst] = time.Time{}
 	fs.wg.Add(1)
 	return true
+}
+
+// aheadLocked is how many blobs are being fetched ahead. It forgets those that
+// need not be kept any more.
+func (fs *FS) aheadLocked() (n int) {
+	now := time.Now()
+	for d, until := range fs.mu.ahead {
+		switch {
+		case until.IsZero():
+			n++
+		case until.Before(now):
+			delete(fs.mu.ahead, d)
+		}
+	}
+	return n
 }
 
 // fetchAhead leaves errors to the Resolve that will meet them again.
@@ -163,7 +186,7 @@ func (fs *FS) fetchAhead(dgst digest.Digest, reference string) {
 	defer func() {
 		fs.mu.Lock()
 		defer fs.mu.Unlock()
-		delete(fs.mu.ahead, dgst)
+		fs.mu.ahead[dgst] = time.Now().Add(aheadKept)
 	}()
 	b, err := fs.openBlob(dgst, reference)
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	digest "github.com/opencontainers/go-digest"
 )
 
 // stockVersion is BuildKit's release that everything is compared with. It is
@@ -131,7 +133,8 @@ func goBuild(ctx context.Context, name, pkg string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(cache, "bin", name)
+	// Checkouts that share a cache would run each other's programs.
+	path := filepath.Join(cache, "bin", digest.FromString(root).Encoded()[:8], name)
 	err = locked(ctx, "build-"+name, func() error {
 		return quietIn(ctx, root, []string{"CGO_ENABLED=0"}, "go", "build", "-buildvcs=false", "-o", path, pkg)
 	})

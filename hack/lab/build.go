@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/tonistiigi/fsutil"
@@ -21,6 +22,7 @@ import (
 // BuildOptions describe a build with the Dockerfile frontend.
 type BuildOptions struct {
 	Dockerfile string
+	Definition *llb.Definition      // to solve instead of a Dockerfile; many other options are the frontend's
 	Files      map[string]string    // of the build context, by path
 	Context    string               // a directory as build context, instead of Files
 	Args       map[string]string    // build arguments
@@ -92,7 +94,7 @@ func Build(ctx context.Context, addr string, opts BuildOptions) (*BuildResult, e
 		watchErr = result.watch(status, shown)
 	}()
 	start := time.Now()
-	answer, err := c.Solve(ctx, nil, solve, status)
+	answer, err := c.Solve(ctx, opts.Definition, solve, status)
 	result.Wall = time.Since(start)
 	watcher.Wait()
 	result.Logs = logs.String()
@@ -142,8 +144,12 @@ func solveOptions(dir string, opts BuildOptions) (client.SolveOpt, error) {
 	if opts.OutputDir != "" {
 		exports = append(exports[:len(exports):len(exports)], client.ExportEntry{Type: client.ExporterLocal, OutputDir: opts.OutputDir})
 	}
+	frontend := "dockerfile.v0"
+	if opts.Definition != nil {
+		frontend, attrs = "", nil
+	}
 	return client.SolveOpt{
-		Frontend:            "dockerfile.v0",
+		Frontend:            frontend,
 		FrontendAttrs:       attrs,
 		LocalMounts:         map[string]fsutil.FS{"context": contextFS, "dockerfile": dockerfileFS},
 		Exports:             exports,

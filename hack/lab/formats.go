@@ -43,17 +43,17 @@ func ParseFormat(name string) (Format, error) {
 	return "", fmt.Errorf("unknown layer format %q (known: %v)", name, Formats)
 }
 
-// convert packs the .tar.zst file at source as format into w. It returns the
+// convert packs the .tar.zst file at source into w. It returns the
 // descriptor, its digest and size left to the caller, and the digest of the
 // tar inside, which the formats with a table of contents change.
-func convert(ctx context.Context, source *os.File, format Format, w io.Writer) (ocispecs.Descriptor, digest.Digest, error) {
-	switch format {
+func convert(ctx context.Context, source *os.File, p Packing, w io.Writer) (ocispecs.Descriptor, digest.Digest, error) {
+	switch p.Format {
 	case Gzip:
 		return convertGzip(source, w)
 	case EStargz, ZstdChunked, Stargz:
-		return convertStargz(ctx, source, format, w)
+		return convertStargz(ctx, source, p, w)
 	}
-	return ocispecs.Descriptor{}, "", fmt.Errorf("unknown layer format %q", format)
+	return ocispecs.Descriptor{}, "", fmt.Errorf("unknown layer format %q", p.Format)
 }
 
 func convertGzip(source io.Reader, w io.Writer) (ocispecs.Descriptor, digest.Digest, error) {
@@ -77,14 +77,18 @@ func convertGzip(source io.Reader, w io.Writer) (ocispecs.Descriptor, digest.Dig
 	return ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayerGzip}, diffID.Digest(), nil
 }
 
-func convertStargz(ctx context.Context, source *os.File, format Format, w io.Writer) (ocispecs.Descriptor, digest.Digest, error) {
+func convertStargz(ctx context.Context, source *os.File, p Packing, w io.Writer) (ocispecs.Descriptor, digest.Digest, error) {
 	var none ocispecs.Descriptor
+	format := p.Format
 	info, err := source.Stat()
 	if err != nil {
 		return none, "", fmt.Errorf("open layer: %w", err)
 	}
 	desc := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayerGzip, Annotations: map[string]string{}}
 	opts := []estargz.Option{estargz.WithContext(ctx), estargz.WithCompressionLevel(gzip.DefaultCompression)}
+	if p.ChunkSize > 0 {
+		opts = append(opts, estargz.WithChunkSize(p.ChunkSize))
+	}
 	switch format {
 	case ZstdChunked:
 		desc.MediaType = ocispecs.MediaTypeImageLayerZstd

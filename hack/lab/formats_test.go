@@ -42,7 +42,7 @@ func TestFormats(t *testing.T) {
 	for _, format := range Formats {
 		t.Run(string(format), func(t *testing.T) {
 			var blob bytes.Buffer
-			desc, diffID, err := convert(t.Context(), smallLayer(t), format, &blob)
+			desc, diffID, err := convert(t.Context(), smallLayer(t), Packing{Format: format}, &blob)
 			require.NoError(t, err)
 
 			var plain io.Reader

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -40,9 +41,34 @@ func (i *Image) Size() int64 {
 // Tag is how the image is called in a registry: base:format.
 func (i *Image) Tag() string { return i.Name + ":" + string(i.Format) }
 
+// Packing is how a layer is packed.
+type Packing struct {
+	Format    Format
+	ChunkSize int // most bytes of a file in a chunk, where the format has chunks; 0 is the usual 4 MiB
+}
+
 // MakeImage returns the base image in format. The first call on a machine makes
 // it, which takes minutes; later ones read a file.
 func MakeImage(ctx context.Context, base Base, format Format) (*Image, error) {
+	return makeImage(ctx, base, format, []Packing{{Format: format}, {Format: format}})
+}
+
+// MixedImage is MakeImage for an image whose two layers are packed each in a way
+// of its own. It is called by both ways.
+func MixedImage(ctx context.Context, base Base, bottom, top Packing) (*Image, error) {
+	return makeImage(ctx, base, Format(bottom.String()+"-"+top.String()), []Packing{bottom, top})
+}
+
+// String is a word for the packing: its format, and the chunk size if it is unusual.
+func (p Packing) String() string {
+	if p.ChunkSize == 0 {
+		return string(p.Format)
+	}
+	return fmt.Sprintf("%s_%d", p.Format, p.ChunkSize)
+}
+
+// makeImage makes the image that is called after format.
+func makeImage(ctx context.Context, base Base, format Format, layers []Packing) (*Image, error) {
 	rel := hostRelease(ctx)
 	dir, err := base.dir(rel)
 	if err != nil {
@@ -62,7 +88,7 @@ func MakeImage(ctx context.Context, base Base, format Format) (*Image, error) {
 			return err
 		}
 		start := time.Now()
-		img, err = pack(ctx, base, format, dir, sources)
+		img, err = packMixed(ctx, base, format, dir, sources, layers)
 		if err != nil {
 			return fmt.Errorf("make image %s:%s: %w", base.Name, format, err)
 		}
@@ -99,8 +125,13 @@ func readImage(index, dir string) (*Image, error) {
 	return img, nil
 }
 
-// pack converts the layers and writes config and manifest.
+// pack converts the layers, all to one format, and writes config and manifest.
 func pack(ctx context.Context, base Base, format Format, dir string, sources []string) (*Image, error) {
+	return packMixed(ctx, base, format, dir, sources, slices.Repeat([]Packing{{Format: format}}, len(sources)))
+}
+
+// packMixed is pack with a packing for each of the layers.
+func packMixed(ctx context.Context, base Base, format Format, dir string, sources []string, layers []Packing) (*Image, error) {
 	img := &Image{Name: base.Name, Format: format, Dir: dir, Sources: sources}
 	created := time.Unix(epoch, 0).UTC()
 	config := ocispecs.Image{
@@ -112,8 +143,11 @@ func pack(ctx context.Context, base Base, format Format, dir string, sources []s
 		},
 		RootFS: ocispecs.RootFS{Type: "layers"},
 	}
-	for _, source := range sources {
-		desc, diffID, err := packLayer(ctx, dir, source, format)
+	for i, source := range sources {
+		desc, diffID, err := packed(dir, i, layers[i])
+		if err != nil {
+			desc, diffID, err = packLayer(ctx, dir, source, layers[i])
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -134,8 +168,25 @@ func pack(ctx context.Context, base Base, format Format, dir string, sources []s
 	return img, err
 }
 
+// packed finds a layer in the image that has all of them in its packing.
+func packed(dir string, i int, p Packing) (desc ocispecs.Descriptor, diffID digest.Digest, err error) {
+	img, err := readImage(filepath.Join(dir, p.String()+".json"), dir)
+	if err != nil {
+		return desc, "", err
+	}
+	data, err := os.ReadFile(img.Blob(img.Config.Digest))
+	if err != nil {
+		return desc, "", fmt.Errorf("read image: %w", err)
+	}
+	var config ocispecs.Image
+	if err := json.Unmarshal(data, &config); err != nil {
+		return desc, "", fmt.Errorf("read image: %w", err)
+	}
+	return img.Layers[i], config.RootFS.DiffIDs[i], nil
+}
+
 // packLayer converts one layer into a blob of the layout at dir.
-func packLayer(ctx context.Context, dir, source string, format Format) (ocispecs.Descriptor, digest.Digest, error) {
+func packLayer(ctx context.Context, dir, source string, p Packing) (ocispecs.Descriptor, digest.Digest, error) {
 	var none ocispecs.Descriptor
 	in, err := os.Open(source)
 	if err != nil {
@@ -152,7 +203,7 @@ func packLayer(ctx context.Context, dir, source string, format Format) (ocispecs
 	defer os.Remove(out.Name())
 	defer out.Close()
 	counted := &countingDigest{d: digest.Canonical.Digester(), w: out}
-	desc, diffID, err := convert(ctx, in, format, counted)
+	desc, diffID, err := convert(ctx, in, p, counted)
 	if err != nil {
 		return none, "", err
 	}

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"time"
 
+	digest "github.com/opencontainers/go-digest"
+
 	"github.com/lazykit/lazykit/hack/lab/link"
 )
 
@@ -115,6 +117,15 @@ func (r *Registry) Reset(ctx context.Context) error {
 // SetShape changes the link for connections made from now on.
 func (r *Registry) SetShape(ctx context.Context, s link.Shape) error {
 	return r.ask(ctx, http.MethodPost, "/shape", s, nil)
+}
+
+// Hold lets requests over the link for these blobs hang from now on; those that
+// hung so far go on. Without arguments none hangs any more.
+func (r *Registry) Hold(ctx context.Context, blobs ...digest.Digest) error {
+	if blobs == nil {
+		blobs = []digest.Digest{}
+	}
+	return r.ask(ctx, http.MethodPost, "/hold", blobs, nil)
 }
 
 // Warm reads img's blobs as they lie in the registry's directory, so that the

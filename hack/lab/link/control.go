@@ -7,8 +7,8 @@ import (
 )
 
 // Control serves what a parent process asks of a link: GET /stats, POST /reset,
-// and GET and POST /shape with a Shape in JSON.
-func Control(c *Counter, l *Listener) http.Handler {
+// GET and POST /shape with a Shape in JSON, and POST /hold with a list of digests.
+func Control(c *Counter, l *Listener, h *Holder) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, c.Stats()) })
 	mux.HandleFunc("POST /reset", func(http.ResponseWriter, *http.Request) { c.Reset() })
@@ -20,6 +20,14 @@ func Control(c *Counter, l *Listener) http.Handler {
 			return
 		}
 		l.SetShape(s)
+	})
+	mux.HandleFunc("POST /hold", func(w http.ResponseWriter, r *http.Request) {
+		var blobs []string
+		if err := json.NewDecoder(r.Body).Decode(&blobs); err != nil {
+			http.Error(w, fmt.Sprintf("decode the digests: %v", err), http.StatusBadRequest)
+			return
+		}
+		h.Hold(blobs...)
 	})
 	return mux
 }

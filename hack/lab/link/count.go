@@ -31,6 +31,8 @@ type Stats struct {
 	LayerHeads    int             `json:"layer_heads"` // HEAD of the same
 	Other         int             `json:"other"`       // version checks, tags, uploads, ...
 	Failed        int             `json:"failed"`      // responses with a status of 400 and above, among the others
+	Pushes        int             `json:"pushes"`      // POST, PATCH and PUT, among the others
+	PushedBytes   int64           `json:"pushed"`      // of the bodies of Pushes
 	LayerBytes    int64           `json:"layer_bytes"` // of the bodies of LayerGets
 	Bytes         int64           `json:"bytes"`       // of all bodies
 	Blobs         map[string]Blob `json:"blobs"`       // by digest
@@ -86,6 +88,9 @@ func (c *Counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if kind == manifestKind && r.Method == http.MethodGet {
 		counted.body = new([]byte)
 	}
+	if r.Body != nil {
+		r.Body = &requestBody{r.Body, c}
+	}
 	c.next.ServeHTTP(counted, r)
 	if counted.body != nil {
 		c.manifest(*counted.body)
@@ -120,6 +125,10 @@ func (c *Counter) request(r *http.Request) (kind, string) {
 				k = configKind
 			}
 		}
+	}
+	switch r.Method {
+	case http.MethodPost, http.MethodPatch, http.MethodPut:
+		s.Pushes++
 	}
 	head := r.Method == http.MethodHead
 	switch {
@@ -163,6 +172,20 @@ func (c *Counter) AddConfig(d digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mu.configs[d.String()] = true
+}
+
+// requestBody counts the bytes of what is pushed.
+type requestBody struct {
+	io.ReadCloser
+	c *Counter
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.c.mu.Lock()
+	b.c.mu.stats.PushedBytes += int64(n)
+	b.c.mu.Unlock()
+	return n, err
 }
 
 // response counts the bytes of a body, and keeps a manifest's.

@@ -58,13 +58,14 @@ func run(dir, upstream, addr string, shape link.Shape) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	counter := link.NewCounter(handler)
+	holder := link.NewHolder(handler)
+	counter := link.NewCounter(holder)
 	listener := link.Listen(shaped, shape)
 	failed := make(chan error, 4)
 	serve := func(l net.Listener, h http.Handler) { failed <- http.Serve(l, h) }
 	go serve(direct, handler)
 	go serve(listener, counter)
-	go serve(control, link.Control(counter, listener))
+	go serve(control, link.Control(counter, listener, holder))
 	go func() {
 		_, err := io.Copy(io.Discard, os.Stdin)
 		failed <- err

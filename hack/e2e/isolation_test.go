@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazykit/lazykit/hack/lab"
@@ -118,25 +117,6 @@ func (w *watcher) wait(t *testing.T, failed <-chan error) {
 	}
 }
 
-// pushReaders makes a small eStargz image at ref that shares no layer with any
-// other: a shell and 60 files of a megabyte that do not compress.
-func pushReaders(t *testing.T, d *lab.Daemon, base, ref string) {
-	t.Helper()
-	build(t, d, lab.BuildOptions{
-		Dockerfile: "FROM " + base + ` AS b
-RUN mkdir -p /out/data /out/bin && cp /bin/dash /out/bin/sh && cp /bin/cat /bin/sleep /out/bin/ && \
-    for l in $(ldd /bin/cat | grep -o '/[^ ]*'); do cp -L --parents $l /out; done && \
-    for i in $(seq 60); do head -c 1000000 /dev/urandom > /out/data/$i; done
-FROM scratch
-COPY --from=b /out /
-`,
-		Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{
-			"name": ref, "push": "true", "compression": "estargz", "force-compression": "true", "oci-mediatypes": "true",
-		}}},
-		Attrs: map[string]string{"attest:provenance": "disabled=true"},
-	})
-}
-
 // A registry hangs while 60 processes of a step read from it. Another build, on
 // an image of another registry, does not notice; and the daemon stops in time.
 func TestDeadRegistryHoldsUpNobodyElse(t *testing.T) {
@@ -146,7 +126,7 @@ func TestDeadRegistryHoldsUpNobodyElse(t *testing.T) {
 	base := onLink(t, good, image(t, lab.EStargz))
 	way := newFreezer(t, bad.Link)
 	maker := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{good.Link, way.Addr}})
-	pushReaders(t, maker, base, way.Addr+"/readers:1")
+	pushRandom(t, maker, base, way.Addr+"/readers:1", 60)
 
 	d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{good.Link, way.Addr}})
 	quick := func() time.Duration {

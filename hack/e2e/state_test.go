@@ -1,6 +1,10 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,15 +13,19 @@ import (
 	"github.com/lazykit/lazykit/hack/lab"
 )
 
-// A state directory moves between stock buildkitd and ours, with layers lazy in
-// it. Cached steps are hits on each side, and new steps build on them.
+// A state directory moves from stock buildkitd to ours, back and once more, with
+// layers lazy in it. Cached steps are hits on each side, and new steps build on them.
 func TestStateDirectoryMovesToStockAndBack(t *testing.T) {
 	privileged(t)
 	r := registry(t)
-	base := onLink(t, r, image(t, lab.EStargz))
+	base, other := onLink(t, r, image(t, lab.EStargz)), onLink(t, r, mixedImage(t))
 	root := stateDir(t)
-	text := "FROM " + base + "\nRUN python3 -c 'print(6*7)' > /one\n"
-	on := func(program, name string, wantCached bool, text string) {
+	// Two chains that move: one on lazy layers alone, and one in which a plain layer
+	// lies below, with a merge on top.
+	chain := "FROM " + base + " AS chain\n"
+	merged := "FROM " + other + " AS merged\nCOPY --link file /copied\n"
+	seen := 0
+	on := func(program, name string) {
 		t.Helper()
 		d, err := lab.StartDaemon(testContext(t), lab.DaemonOptions{Program: program, Root: root, Snapshotter: "stargz", Registries: []string{r.Link}})
 		require.NoError(t, err, name)
@@ -35,19 +43,40 @@ func TestStateDirectoryMovesToStockAndBack(t *testing.T) {
 			}
 			require.NoError(t, d.Remove())
 		}()
-		res := build(t, d, lab.BuildOptions{Dockerfile: text})
-		hit := false
-		for _, v := range res.Steps {
-			if v.Cached && v.Name != "" && v.Name[0] == '[' {
-				hit = true
+		// Each daemon adds a step to each chain, which reads what those before wrote.
+		n := fmt.Sprint(seen)
+		seen++
+		chain += "RUN cat /step-* > /all-" + n + " 2> /dev/null; python3 -c 'print(" + n + ")' > /step-" + n + "\n"
+		merged += "RUN cat /copied && cat /all-* > /all-" + n + " 2> /dev/null; python3 -c 'import decimal' && echo " + n + " > /step-" + n + "\n"
+		out := t.TempDir()
+		res := build(t, d, lab.BuildOptions{
+			Dockerfile: chain + merged + "FROM scratch\nCOPY --from=chain /step-* /chain/\nCOPY --from=merged /step-* /copied /merged/\n",
+			Files:      map[string]string{"file": "hello\n"},
+			OutputDir:  out,
+		})
+		var missed []string
+		for _, step := range notCached(res) {
+			if strings.Contains(step, "] RUN ") {
+				missed = append(missed, step)
 			}
 		}
-		require.Equal(t, wantCached, hit, "cached step on %s:\n%s", name, res.Logs)
+		require.Len(t, missed, 2, "steps that ran on %s, number %s:\n%s", name, n, res.Logs)
+		for i := range seen {
+			for _, dir := range []string{"chain", "merged"} {
+				got, err := os.ReadFile(filepath.Join(out, dir, fmt.Sprintf("step-%d", i)))
+				require.NoError(t, err)
+				require.Equal(t, fmt.Sprintf("%d\n", i), string(got))
+			}
+		}
 	}
-	on(stock(t), "stock", false, text)
-	on(ours(t), "ours", true, text+"RUN cat /one && python3 -c 'import decimal' && echo two > /two\n")
+	on(stock(t), "stock")
+	on(ours(t), "ours")
+	on(stock(t), "stock")
+	on(ours(t), "ours")
 	// A second start of ours knows the layers and mounts them without a registry.
-	on(ours(t), "ours", true, text+"RUN cat /one && python3 -c 'import decimal' && echo two > /two\nRUN cat /one /two\n")
+	reset(t, r)
+	on(ours(t), "ours")
+	require.Zero(t, stats(t, r).LayerGets)
 }
 
 // A daemon that was killed leaves mounts. The next one detaches them, the cache

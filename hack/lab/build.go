@@ -193,8 +193,14 @@ func (r *BuildResult) watch(status <-chan *client.SolveStatus, w io.Writer) erro
 	steps := map[string]*client.Vertex{}
 	for s := range status {
 		for _, v := range s.Vertexes {
-			if steps[v.Digest.String()] == nil {
+			old := steps[v.Digest.String()]
+			if old == nil {
 				r.Steps = append(r.Steps, v)
+			} else if old.Cached && !v.Cached {
+				// Its result is loaded, and the progress of that is its own.
+				cached := *v
+				cached.Cached = true
+				v = &cached
 			}
 			steps[v.Digest.String()] = v
 		}

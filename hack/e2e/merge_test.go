@@ -109,7 +109,7 @@ func TestMergeOfLazyImages(t *testing.T) {
 		images = append(images, llb.Image(ref))
 	}
 	run := llb.Merge(images).Run(llb.Args([]string{"/bin/sh", "-c", "cat /data/name-random-0 /data/name-random-1 /data/name-random-2"}), llb.IgnoreCache).Root()
-	def, err := run.Marshal(testContext(t), llb.LinuxAmd64)
+	def, err := run.Marshal(testContext(t))
 	require.NoError(t, err)
 	n := written(t, d, func() {
 		res := build(t, d, lab.BuildOptions{Definition: def})

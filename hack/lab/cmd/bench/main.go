@@ -14,22 +14,25 @@ import (
 	"github.com/lazykit/lazykit/hack/lab"
 )
 
-const usage = `usage: hack/bench cold [FLAGS]
+const usage = `usage: hack/bench COMMAND [FLAGS]
 
-  cold  first build of a machine: a fresh daemon, nothing in its cache
+  cold   first build of a machine: a fresh daemon, nothing in its cache
+  cache  what the cache manager does: mixed chains, steps, merges, pushes, caches
 
-hack/bench cold -h shows the flags. Figures depend on the machine: compare the
-columns of one run, not of two.
+hack/bench COMMAND -h shows the flags. Figures depend on the machine: compare the
+rows of one run, not of two.
 `
+
+var commands = map[string]func(context.Context, []string) error{"cold": runCold, "cache": runCacheBench}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) < 2 || os.Args[1] != "cold" {
+	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
 	}
-	if err := runCold(ctx, os.Args[2:]); err != nil {
+	if err := commands[os.Args[1]](ctx, os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -71,7 +74,7 @@ func runCold(ctx context.Context, args []string) error {
 	runErr := b.run(ctx)
 	r := b.report()
 	if *jsonPath != "" {
-		if err := r.writeJSON(*jsonPath); err != nil {
+		if err := writeJSON(*jsonPath, r); err != nil {
 			return err
 		}
 	}

@@ -126,7 +126,7 @@ func (m median) cells() string {
 		m.Seconds, m.Fastest, m.Slowest, failed, m.Layers, m.Others, float64(m.Bytes)/1e6, float64(m.Memory)/1e6)
 }
 
-func (r *report) writeJSON(path string) error {
+func writeJSON(path string, r any) error {
 	data, err := json.MarshalIndent(r, "", "\t")
 	if err != nil {
 		return fmt.Errorf("encode the report: %w", err)

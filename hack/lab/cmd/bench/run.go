@@ -44,26 +44,9 @@ type result struct {
 
 // setUp makes what is missing: packages, programs, the image and the registry.
 func (b *bench) setUp(ctx context.Context, format lab.Format, ours, stock string) error {
-	if os.Geteuid() != 0 {
-		return errors.New("root is needed, for mounts")
-	}
-	if err := lab.Install(ctx, "runc", "fuse3"); err != nil {
+	var err error
+	if b.programs, err = findPrograms(ctx, b.variants, ours, stock); err != nil {
 		return err
-	}
-	b.programs = map[bool]string{true: ours, false: stock}
-	for _, v := range b.variants {
-		if b.programs[v.ours] != "" {
-			continue
-		}
-		find := lab.Stock
-		if v.ours {
-			find = lab.Ours
-		}
-		p, err := find(ctx)
-		if err != nil {
-			return err
-		}
-		b.programs[v.ours] = p.Buildkitd
 	}
 	base, err := lab.FindBase("bench")
 	if err != nil {
@@ -80,6 +63,33 @@ func (b *bench) setUp(ctx context.Context, format lab.Format, ours, stock string
 		return err
 	}
 	return nil
+}
+
+// findPrograms returns the daemons of the variants by "is ours", those that are given
+// or built, and installs what all of them need.
+func findPrograms(ctx context.Context, all []variant, ours, stock string) (map[bool]string, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("root is needed, for mounts")
+	}
+	if err := lab.Install(ctx, "runc", "fuse3"); err != nil {
+		return nil, err
+	}
+	programs := map[bool]string{true: ours, false: stock}
+	for _, v := range all {
+		if programs[v.ours] != "" {
+			continue
+		}
+		find := lab.Stock
+		if v.ours {
+			find = lab.Ours
+		}
+		p, err := find(ctx)
+		if err != nil {
+			return nil, err
+		}
+		programs[v.ours] = p.Buildkitd
+	}
+	return programs, nil
 }
 
 // run does all runs. Variants take turns within each round, so that what else

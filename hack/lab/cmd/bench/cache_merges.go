@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/moby/buildkit/client/llb"
+
+	"github.com/lazykit/lazykit/hack/lab"
+)
+
+// threeImages are lazy images of one tree that share no layer.
+func threeImages(ctx context.Context, t *trial) (refs [3]string, err error) {
+	for i := range refs {
+		img, err := t.lazyImage(ctx, i)
+		if err != nil {
+			return refs, err
+		}
+		refs[i] = t.on(img)
+	}
+	return refs, nil
+}
+
+// beyond is what a merge may receive and write of the images: tables of contents,
+// and what the shell of a step reads.
+const beyond = 25e6
+
+var copyLinkCase = cacheCase{
+	id:   "copylink",
+	text: "COPY --link of one small file from each of three images onto the first of them, and a RUN that reads the copies",
+	run: func(ctx context.Context, t *trial) error {
+		refs, err := threeImages(ctx, t)
+		if err != nil {
+			return err
+		}
+		d, err := t.daemon(ctx)
+		if err != nil {
+			return err
+		}
+		_, cost, err := t.build(ctx, d, lab.BuildOptions{Dockerfile: fmt.Sprintf(`FROM %[1]s AS a
+FROM %[2]s AS b
+FROM %[3]s AS c
+FROM %[1]s
+COPY --link --from=a /etc/debian_version /copied/a
+COPY --link --from=b /etc/debian_version /copied/b
+COPY --link --from=c /etc/debian_version /copied/c
+RUN cat /copied/a /copied/b /copied/c
+`, refs[0], refs[1], refs[2])})
+		t.is(cost)
+		return err
+	},
+	check: checkMerge,
+}
+
+var mergeCase = cacheCase{
+	id:   "merge",
+	text: "llb.Merge of three images and a RUN that reads a file",
+	run: func(ctx context.Context, t *trial) error {
+		refs, err := threeImages(ctx, t)
+		if err != nil {
+			return err
+		}
+		d, err := t.daemon(ctx)
+		if err != nil {
+			return err
+		}
+		merged := llb.Merge([]llb.State{llb.Image(refs[0]), llb.Image(refs[1]), llb.Image(refs[2])})
+		def, err := merged.Run(llb.Args([]string{"/bin/cat", "/etc/debian_version"})).Root().Marshal(ctx)
+		if err != nil {
+			return fmt.Errorf("describe the merge: %w", err)
+		}
+		_, cost, err := t.build(ctx, d, lab.BuildOptions{Definition: def})
+		t.is(cost)
+		return err
+	},
+	check: checkMerge,
+}
+
+func checkMerge(m map[string]cacheMedian) []string {
+	ours := m["ours"]
+	return broken(
+		atMost("bytes received", float64(ours.Received), beyond),
+		atMost("bytes written", float64(ours.Written), beyond),
+	)
+}

@@ -68,7 +68,7 @@ func TestPrivateBaseStaysPrivate(t *testing.T) {
 	require.NotZero(t, r.Bytes())
 
 	// By digest there is no tag to ask for, and the image is here already.
-	pinned, err := llb.Image(r.Reference("private/base@"+manifest.String())).
+	pinned, err := llb.Image(r.Reference("private/base@" + manifest.String())).
 		Run(llb.Args([]string{"/bin/sh", "-c", "cat /etc/passwd /etc/shadow; python3 -c 'import decimal'"})).Root().Marshal(ctx)
 	require.NoError(t, err)
 	_, err = as("secret", lab.BuildOptions{Definition: pinned})

@@ -108,6 +108,9 @@ func (m cacheMedian) cells(c cacheCase) string {
 		fmt.Sprintf("%.2f s (%.2f-%.2f%s)", m.Seconds, m.Fastest, m.Slowest, failed),
 		fmt.Sprint(m.Requests), megabytes(m.Received), megabytes(m.Written), megabytes(m.Pushed),
 	}
+	if m.Requests == 0 {
+		cells = append(cells[:1], "", "", "", "") // the case is about time only
+	}
 	for _, col := range c.extra {
 		cells = append(cells, m.cell(col))
 	}

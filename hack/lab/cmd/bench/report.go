@@ -87,7 +87,7 @@ func medianOf(network, workload, variant string, all []result) median {
 
 // middle is the median of a figure; of an even number of runs, the lower one of
 // the two in the middle.
-func middle[T cmp.Ordered](runs []result, figure func(result) T) T {
+func middle[R any, T cmp.Ordered](runs []R, figure func(R) T) T {
 	var values []T
 	for _, r := range runs {
 		values = append(values, figure(r))

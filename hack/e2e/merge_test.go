@@ -93,8 +93,9 @@ RUN cat /copied/a /data/1 > /dev/null && cat /copied/b /copied/c > /dev/null
 	const copied = 3_000_000
 	t.Logf("%d layer requests, %d bytes received, %d written", s.LayerGets, s.LayerBytes, n)
 	require.Less(t, s.LayerBytes, int64(4*copied), "of %d MB", 3*filesOfRandom)
-	// What was received is kept, and what was copied is a layer.
-	require.Less(t, n, s.LayerBytes+copied+4<<20)
+	// What was received is kept; what was copied is a layer each, and the merge of them
+	// copies it once more (BuildKit links instead for the overlayfs snapshotter only).
+	require.Less(t, n, s.LayerBytes+2*copied+2<<20)
 }
 
 // A merge of three lazy images has the files of all, and fetches and copies none

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"testing"
 
+	"github.com/moby/buildkit/client"
 	digest "github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
@@ -62,15 +63,19 @@ func TestMixedChainPullsOnlyThePlainLayer(t *testing.T) {
 	require.Regexp(t, regexp.MustCompile(plain.Digest.String()+` not lazy: \w+`), res.Logs)
 }
 
-// The progress of a build names every base layer that is mounted lazily, and how
-// much of it the steps needed.
+// The progress of a build names every base layer that is mounted lazily, how much of
+// it the steps needed, and at the end the whole image.
 func TestProgressNamesLazyLayers(t *testing.T) {
 	privileged(t)
 	r := registry(t)
 	img := image(t, lab.EStargz)
 	base := onLink(t, r, img)
 	d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{r.Link}})
-	res := build(t, d, lab.BuildOptions{Dockerfile: dockerfile(helloDockerfile, base)})
+	res := build(t, d, lab.BuildOptions{
+		Dockerfile: dockerfile(helloDockerfile, base),
+		Exports:    []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{"name": "x"}}},
+	})
+	require.Regexp(t, `lazy image `+regexp.QuoteMeta(base)+`[@\S]*: [0-9.]+ of [0-9.]+ MB fetched, 2 of 2 layers lazy`, res.Logs, "at the end, a line for each image")
 	for _, l := range img.Layers {
 		require.Regexp(t, regexp.MustCompile(l.Digest.String()+` lazy\b`), res.Logs, "what became of the layer")
 		require.Regexp(t, regexp.MustCompile(`lazy `+l.Digest.String()+` [0-9.]+[kMG]?B / [0-9.]+[kMG]?B`), res.Logs, "what was needed of it")

@@ -118,6 +118,13 @@ func (r *fakeLazy) happened(prefixes ...string) (list []string) {
 	return list
 }
 
+// seen lists the events so far.
+func (r *fakeLazy) seen() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.events)
+}
+
 func (r *fakeLazy) note(format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -371,11 +378,16 @@ type registryProvider struct {
 	layer *layer
 }
 
-func (p *registryProvider) ReaderAt(_ context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
+func (p *registryProvider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
 	if err := p.reg.f.call("provider.ReaderAt"); err != nil {
 		return nil, err
 	}
 	p.reg.note("provide %s", p.layer.name)
+	if err := p.reg.pass(ctx, "provide "+p.layer.name); err != nil {
+		return nil, err
+	}
+	p.reg.mu.Lock()
+	defer p.reg.mu.Unlock()
 	return &blobReader{Reader: bytes.NewReader(p.layer.data)}, nil
 }
 

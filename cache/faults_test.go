@@ -28,13 +28,16 @@ type faults struct {
 	mu    sync.Mutex
 	armed bool
 	n     int                // calls so far
-	at    int                // the call at which it happens, counted from 1
+	nth   int                // the call at which it happens, counted from 1
 	what  func(string) error // what happens: an error is the call's
 	hit   string             // the call's name
 	where string             // who made it
 	log   []string
 
 	ignore map[string]bool // calls that are not counted
+
+	gates map[string]chan struct{}
+	at    chan string // gets what has reached a gate
 
 	// each is called before every call, armed or not.
 	each func(name string)
@@ -53,7 +56,7 @@ func (f *faults) cancel(n int, cancel func()) {
 func (f *faults) arm(n int, what func(string) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.armed, f.n, f.at, f.what, f.hit, f.log = true, 0, n, what, "", nil
+	f.armed, f.n, f.nth, f.what, f.hit, f.log = true, 0, n, what, "", nil
 }
 
 // disarm ends it and says which call was hit, "" for none.
@@ -84,7 +87,7 @@ func (f *faults) call(name string) error {
 	if f.armed && !f.ignore[name] {
 		f.n++
 		f.log = append(f.log, name)
-		if f.n == f.at {
+		if f.n == f.nth {
 			f.hit, f.where, what = name, callers(), f.what
 		}
 	}
@@ -337,6 +340,38 @@ func (d *faultyDB) View(fn func(*bolt.Tx) error) error {
 	return d.DB.View(fn)
 }
 
+// gate makes a call wait until the returned function is called. What waits is
+// sent to at.
+func (f *faults) gate(call string) (open func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := make(chan struct{})
+	if f.gates == nil {
+		f.gates, f.at = map[string]chan struct{}{}, make(chan string, 100)
+	}
+	f.gates[call] = c
+	return sync.OnceFunc(func() { close(c) })
+}
+
+func (f *faults) pass(ctx context.Context, call string) error {
+	f.mu.Lock()
+	c, at := f.gates[call], f.at
+	f.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	select {
+	case at <- call:
+	default:
+	}
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // callers names the functions that lead to a call, the nearest first.
 func callers() string {
 	pc := make([]uintptr, 40)
@@ -387,6 +422,9 @@ type faultyApplier struct {
 
 func (a *faultyApplier) Apply(ctx context.Context, desc ocispecs.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispecs.Descriptor, error) {
 	if err := a.f.call("apply " + desc.Digest.String()); err != nil {
+		return ocispecs.Descriptor{}, err
+	}
+	if err := a.f.pass(ctx, "apply "+desc.Digest.String()); err != nil {
 		return ocispecs.Descriptor{}, err
 	}
 	return a.Applier.Apply(ctx, desc, mounts, opts...)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	bkcache "github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
 )
 
@@ -264,4 +265,104 @@ func TestPartOfSharedWork(t *testing.T) {
 		t.Errorf("the only one: %v", err)
 	}
 	w.done(a)
+}
+
+// soon is an operation's error, which has to come.
+func (w *world) soon(c <-chan error) error {
+	w.t.Helper()
+	select {
+	case err := <-c:
+		return err
+	case <-time.After(20 * time.Second):
+		w.t.Fatal("an operation hangs")
+		return nil
+	}
+}
+
+// TestLeaversHurtNobody: builds share the work on the layers that they have in
+// common. What ends one of them (its user, or a layer that only it needs) does not
+// end the others.
+func TestLeaversHurtNobody(t *testing.T) {
+	for _, kind := range []layerKind{plainLayer, layoutLayer} {
+		for _, fails := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, own layer fails %v", kind, fails), func(t *testing.T) {
+				w := newWorld(t, true)
+				defer w.collecting()()
+				base := w.layerOf(kind, "base")
+				own := w.layerOf(layoutLayer, "own")
+				mine, other := w.pull(base, own), w.pull(base, w.layerOf(plainLayer, "other"))
+				openApply := w.faults.gate("apply " + base.desc.Digest.String())
+				defer openApply()
+				openOwn := w.reg.gate("provide own")
+				defer openOwn()
+				ctx, cancel := context.WithCancel(w.ctx())
+				defer cancel()
+				first, second := make(chan error, 1), make(chan error, 1)
+				go func() { first <- mine.Extract(ctx, group("one")) }()
+				<-w.faults.at // it extracts the base
+				go func() { second <- other.Extract(w.ctx(), group("two")) }()
+				for n := 0; n < 2; { // "other" is pulled, and waits for the base
+					n = countPrefix(w.reg.seen(), "unlazy other") * 2
+					time.Sleep(time.Millisecond)
+				}
+				time.Sleep(20 * time.Millisecond)
+				if fails {
+					w.reg.mu.Lock()
+					own.data = own.data[:10]
+					w.reg.mu.Unlock()
+					openOwn()
+				} else {
+					cancel()
+				}
+				if err := w.soon(first); err == nil || fails == errors.Is(err, context.Canceled) {
+					t.Errorf("the one that ends: %v", err)
+				}
+				openApply()
+				openOwn()
+				if err := w.soon(second); err != nil {
+					t.Errorf("the other one: %v", err)
+				} else {
+					w.checkFiles(other, "base", "other")
+				}
+				w.faults.hook(nil)
+				w.done(mine, other)
+			})
+		}
+	}
+}
+
+// TestOneMerge: several steps on a merge, and the merge itself, make it once.
+func TestOneMerge(t *testing.T) {
+	for _, kind := range []layerKind{lazyLayer, plainLayer} {
+		w := newWorld(t, true)
+		a, b := w.pull(w.layerOf(kind, "a")), w.pull(w.layerOf(kind, "b"))
+		merge := w.merge(a, b)
+		var refs []bkcache.Ref
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for i := range 6 {
+			wg.Go(func() {
+				var h bkcache.Ref
+				var err error
+				if i%2 == 0 {
+					h, err = w.m.New(w.ctx(), merge, group("s"))
+				} else {
+					d := w.diff(a, merge)
+					err = d.Extract(w.ctx(), group("s"))
+					h = d
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				refs = append(refs, h)
+			})
+		}
+		wg.Wait()
+		w.checkFiles(merge, "a", "b")
+		w.release(refs...)
+		w.done(a, b, merge)
+	}
 }

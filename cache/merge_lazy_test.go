@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	bkcache "github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/client"
 	bksession "github.com/moby/buildkit/session"
 )
 
@@ -230,4 +231,42 @@ func TestStepsOnMerges(t *testing.T) {
 	}
 	w.faults.hook(nil)
 	w.done(step)
+}
+
+// TestStackOfAnother: a merge that finds its snapshots made by an image keeps them,
+// whenever the image goes.
+func TestStackOfAnother(t *testing.T) {
+	w := newWorld(t, true)
+	for n, more := 1, true; more; n++ {
+		a, b := w.layers("a", lazyLayer), w.layers("b", lazyLayer)
+		ha, hb, image := w.pull(a...), w.pull(b...), w.pull(a[0], b[0])
+		if err := image.Extract(w.ctx(), group("s")); err != nil {
+			t.Fatal(err)
+		}
+		step := w.step(ha, "step")
+		diff := w.diff(ha, step)
+		merge := w.merge(ha, hb, diff)
+		more = false
+		w.faults.arm(n, func(name string) error {
+			more = true
+			if underLock(name) {
+				return nil
+			}
+			w.release(image)
+			return w.m.Prune(w.ctx(), nil, client.PruneInfo{All: true})
+		})
+		err := merge.Extract(w.ctx(), group("s"))
+		hit := w.faults.disarm()
+		if err != nil {
+			t.Errorf("the image goes at call %d, %s: %v", n, hit, err)
+		} else {
+			w.checkFiles(merge, append(append(names(a...), names(b...)...), "step")...)
+		}
+		w.release(image, ha, hb, step, diff, merge)
+		w.done()
+		w.reg.forget()
+		if t.Failed() {
+			break
+		}
+	}
 }

@@ -69,7 +69,12 @@ func (p *preparation) run(ctx context.Context) error {
 		_ = p.fetcher.Wait() // each error is its fetch's
 	}()
 	p.startFetches(fctx, missing)
-	return p.ensure(ctx, p.ref.record)
+	// All that is pulled is needed: what fails first ends the rest at once.
+	err = p.ensure(fctx, p.ref.record)
+	if err != nil && ctx.Err() == nil && fctx.Err() != nil {
+		return context.Cause(fctx)
+	}
+	return err
 }
 
 // hasSnapshot says whether a record's snapshot is there.

@@ -210,7 +210,9 @@ func (d *differ) run(ctx context.Context) (ocispecs.Descriptor, error) {
 			return desc, nil
 		case must && err == nil:
 			return desc, fmt.Errorf("no overlay mounts: lower %v, upper %v", d.lower, d.upper)
-		case must, ctx.Err() != nil:
+		case ctx.Err() != nil:
+			return desc, context.Cause(ctx)
+		case must:
 			return desc, err
 		case err != nil && !isDiff:
 			// The whole trees are compared now, which is slow, and on a lazy base it

@@ -398,6 +398,9 @@ func scenarios() []scenario {
 		for _, force := range []bool{false, true} {
 			name := "remotes"
 			cfg := cacheconfig.RefConfig{Compression: compression.New(compression.Gzip)}
+			if force && !lazy {
+				continue // there is nothing in it that the other one has not
+			}
 			if force {
 				name = "remotes converted"
 				cfg.Compression = compression.New(compression.Zstd).SetForce(true)

@@ -484,7 +484,7 @@ func TestCollectFreesWhatWasNotUsedForLongest(t *testing.T) {
 		srcs = append(srcs, src)
 	}
 	eventually(t, "closed", func() bool { return len(w.Report().Layers) == 0 })
-	w.wg.Wait() // closing notes the time
+	w.wg.Wait()                // closing notes the time
 	for i, src := range srcs { // 1 is the latest, 0 the oldest
 		b, err := w.blobs.Open(src.Digest, blob.Origin{})
 		require.NoError(t, err)

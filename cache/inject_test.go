@@ -504,7 +504,11 @@ func TestCancels(t *testing.T) {
 func (s *scenario) runAll(t *testing.T, cancels bool) {
 	t.Helper()
 	w := newWorld(t, s.lazy)
-	for n := 1; s.run(t, w, n, cancels); n++ {
+	step := 1
+	for n := 1; s.run(t, w, n, cancels); n += step {
+		if n > 3 {
+			step = everyFault
+		}
 		w.reg.forget()
 		if t.Failed() {
 			w.stop()

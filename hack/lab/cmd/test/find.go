@@ -14,8 +14,9 @@ import (
 // stressNames are what tests of concurrency are called.
 var stressNames = regexp.MustCompile(`Stress|Concurren|Race|Parallel|Chaos|ManyReaders|Readers|Blocked|Storm|AtATime|Mix`)
 
-// allocNames are what tests that count allocations are called.
-var allocNames = regexp.MustCompile(`Alloc`)
+// allocNames are what tests are called that count allocations, or that do less under
+// the race detector.
+var allocNames = regexp.MustCompile(`Alloc|^TestFaults$|^TestCancels$`)
 
 // function is a test or fuzz target.
 type function struct {

@@ -40,7 +40,7 @@ var stages = []stage{
 	{"fmt", "gofmt has nothing to say", (*runner).gofmt},
 	{"vet", "go vet has nothing to say", (*runner).vet},
 	{"unit", "the packages' tests, with the race detector", (*runner).unit},
-	{"alloc", "tests that count allocations, without the race detector", (*runner).alloc},
+	{"alloc", "tests for which the race detector is in the way", (*runner).alloc},
 	{"stress", "tests of concurrency again, on one processor", (*runner).stress},
 	{"fuzz", "every fuzz target for a while", (*runner).fuzz},
 	{"e2e", "builds on real images", (*runner).e2e},

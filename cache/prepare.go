@@ -23,17 +23,26 @@ func (h *immutableRef) Extract(ctx context.Context, s bksession.Group) error {
 	if h.isLayer() && !keyBlobOnly.get(h.meta) {
 		return nil
 	}
-	release, err := h.access(ctx, s)
+	grants, err := h.grants(ctx, h.record.ancestry())
 	if err != nil {
 		return err
 	}
-	defer release()
-	if ok, err := h.m.hasSnapshot(ctx, h.record); ok || err != nil {
+	sessions := sessionsOf(s)
+	defer grants.hold(sessions)()
+	if ok, err := h.m.hasSnapshot(ctx, h.record); err != nil {
 		return err
+	} else if ok {
+		return grants.authorize(ctx, sessions)
 	}
-	return h.m.alone(ctx, "prepare "+h.ID(), func(ctx context.Context) error {
-		return (&preparation{m: h.m, ref: h.ref, sessions: s}).run(ctx)
+	// The rights are asked for while tables of contents are, which takes as long.
+	eg, egctx := errgroup.WithContext(ctx)
+	eg.Go(func() error { return grants.authorize(egctx, sessions) })
+	eg.Go(func() error {
+		return h.m.alone(egctx, "prepare "+h.ID(), func(ctx context.Context) error {
+			return (&preparation{m: h.m, ref: h.ref, sessions: s}).run(ctx)
+		})
 	})
+	return eg.Wait()
 }
 
 // preparation makes the snapshots that a record needs. It has a lease in its context.

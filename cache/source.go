@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	cerrdefs "github.com/containerd/errdefs"
 	bkcache "github.com/moby/buildkit/cache"
@@ -157,88 +158,143 @@ func sessionsOf(g bksession.Group) remotesnapshot.Sessions {
 	return func() []string { return bksession.AllSessionIDs(g) }
 }
 
-// access lets a caller read the layers of h that have sources: it checks the
-// caller's rights, and holds its sessions until the returned function is called.
-func (h *ref) access(ctx context.Context, s bksession.Group) (release func(), rerr error) {
-	if h.m.lazy == nil {
-		return func() {}, nil
-	}
-	var holds []func()
-	end := func() {
-		for _, f := range holds {
-			f()
-		}
-	}
-	defer func() {
-		if rerr != nil {
-			end()
-		}
-	}()
-	sessions := sessionsOf(s)
-	for _, r := range h.record.ancestry() {
-		one, err := h.accessTo(ctx, r, sessions)
-		if err != nil {
-			return nil, err
-		}
-		holds = append(holds, one)
-	}
-	return end, nil
+// access lets a caller read the layers of h that have sources: it holds the caller's
+// sessions until the returned function is called, and checks its rights.
+func (h *ref) access(ctx context.Context, s bksession.Group) (release func(), err error) {
+	return accessTo(ctx, h.record.ancestry(), h, sessionsOf(s))
 }
 
 // accessOne is access to the record itself, without those below.
 func (h *ref) accessOne(ctx context.Context, s bksession.Group) (release func(), err error) {
-	return h.accessTo(ctx, h.record, sessionsOf(s))
+	return accessTo(ctx, []*record{h.record}, h, sessionsOf(s))
 }
 
-func (h *ref) accessTo(ctx context.Context, r *record, s remotesnapshot.Sessions) (release func(), err error) {
-	src, ok, err := h.mayRead(ctx, r, s)
+func accessTo(ctx context.Context, layers []*record, h *ref, s remotesnapshot.Sessions) (release func(), err error) {
+	grants, err := h.grants(ctx, layers)
 	if err != nil {
 		return nil, err
 	}
-	if !ok {
-		return func() {}, nil
+	release = grants.hold(s)
+	if err := grants.authorize(ctx, s); err != nil {
+		release()
+		return nil, err
 	}
-	return h.m.lazy.Hold(src, s), nil
+	return release, nil
 }
 
-// mayRead says where a lazy layer is read from, once the rights to do so are
-// proved: by a handler, which a build gets with the image's manifest, or by a
-// request. ok is false for a layer that is not lazy or has no source.
-func (h *ref) mayRead(ctx context.Context, r *record, s remotesnapshot.Sessions) (src remotesnapshot.Source, ok bool, err error) {
+// grant is a lazy layer that a caller may read from sources, if it is allowed to.
+type grant struct {
+	sources []remotesnapshot.Source // the best one first
+	// pulled says that the caller has just got the image's manifest from the first
+	// source, by its own credentials.
+	pulled bool
+}
+
+// grants of one caller.
+type grants struct {
+	m    *Manager
+	list []grant
+}
+
+// grants lists what a caller needs rights for. It asks nobody.
+func (h *ref) grants(ctx context.Context, layers []*record) (grants, error) {
+	g := grants{m: h.m}
+	if h.m.lazy == nil {
+		return g, nil
+	}
+	for _, r := range layers {
+		one, err := h.grant(ctx, r)
+		if err != nil {
+			return g, err
+		}
+		if len(one.sources) > 0 {
+			g.list = append(g.list, one)
+		}
+	}
+	return g, nil
+}
+
+// grant is without sources for a layer that is not lazy, or not from a registry.
+func (h *ref) grant(ctx context.Context, r *record) (g grant, err error) {
 	list, err := h.m.sourcesOf(ctx, r)
 	if err != nil || len(list) == 0 {
-		return src, false, err
+		return g, err
 	}
 	lazy, err := r.isLazy(ctx)
 	if err != nil || !lazy {
-		return src, false, err
+		return g, err
 	}
 	dh := handlerOf(r, h.handlers)
 	if src, ok := h.m.sourceOfHandler(r, dh, list); ok {
-		h.m.lazy.Vouch(src, s)
-		return src, true, nil
+		rest := slices.DeleteFunc(list, func(s remotesnapshot.Source) bool { return s.Reference == src.Reference })
+		// BuildKit takes a manifest that is named by its digest from the content store,
+		// if somebody has pulled it before: that proves nothing.
+		return grant{append([]remotesnapshot.Source{src}, rest...), !strings.Contains(src.Reference, "@")}, nil
 	}
 	if dh != nil {
 		// The build has the image from a client. It gets the layer from there, unless
 		// it is mounted lazily: then it is the registry's, which has to agree.
 		remote, err := r.isRemote(ctx)
 		if err != nil || !remote {
-			return src, false, err
+			return g, err
 		}
 	}
 	if h.m.opts.Adopt == nil {
-		return src, false, bkcache.NeedsRemoteProviderError{keyBlob.get(r.meta)}
+		if dh != nil {
+			return g, nil // the snapshotter of another process has its own rules
+		}
+		return g, bkcache.NeedsRemoteProviderError{keyBlob.get(r.meta)}
+	}
+	return grant{sources: list}, nil
+}
+
+// hold lets reads authenticate through the sessions, which need not be allowed to:
+// the registry says so at each request.
+func (g grants) hold(s remotesnapshot.Sessions) (release func()) {
+	var holds []func()
+	for _, one := range g.list {
+		for _, src := range one.sources {
+			holds = append(holds, g.m.lazy.Hold(src, s))
+		}
+	}
+	return func() {
+		for _, f := range holds {
+			f()
+		}
+	}
+}
+
+// authorize makes sure that the caller may read each layer from one of its sources:
+// by the manifest that it has pulled, or by a request.
+func (g grants) authorize(ctx context.Context, s remotesnapshot.Sessions) error {
+	for _, one := range g.list {
+		if err := g.authorizeOne(ctx, one, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g grants) authorizeOne(ctx context.Context, one grant, s remotesnapshot.Sessions) error {
+	if one.pulled || g.m.opts.Adopt == nil {
+		g.m.lazy.Vouch(one.sources[0], s)
+		return nil
 	}
 	var errs []error
-	for _, src := range list {
-		err := h.m.lazy.Authorize(ctx, src, s)
+	for _, src := range one.sources {
+		err := g.m.lazy.Authorize(ctx, src, s)
 		if err == nil {
-			return src, true, nil
+			return nil
 		}
 		if ctx.Err() != nil {
-			return src, false, context.Cause(ctx)
+			return context.Cause(ctx)
+		}
+		if cerrdefs.IsUnavailable(err) && g.m.lazy.Info(src.Digest).Local {
+			// Nobody can be asked, and nobody needs to be: a layer that is whole is
+			// local content, which BuildKit gives to whoever knows its digest.
+			return nil
 		}
 		errs = append(errs, err)
 	}
-	return src, false, errors.Join(errs...)
+	return errors.Join(errs...)
 }

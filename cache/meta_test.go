@@ -251,7 +251,7 @@ func TestCorruptValues(t *testing.T) {
 
 	set("cache.blob", `{"value":`)
 	if _, err := w.m.opts.Metadata.All(); err == nil {
-		t.Skip("BuildKit's store reads what is no JSON")
+		t.Fatal("BuildKit's store reads what is no JSON: the rest of this test has lost its premise")
 	}
 	opts := w.m.opts
 	opts.MountRoot = ""

@@ -84,20 +84,30 @@ func (m *Manager) sourceOfHandler(r *record, dh *bkcache.DescHandler, known []re
 	return known[i], true
 }
 
-// usable lists the sources of a layer that a build with these handlers reads it
-// from, its own image's first: none for a layer that it has from a client.
-func (m *Manager) usable(ctx context.Context, r *record, handlers bkcache.DescHandlers) ([]remotesnapshot.Source, error) {
-	list, err := m.sourcesOf(ctx, r)
-	dh := handlerOf(r, handlers)
-	if err != nil || dh == nil {
-		return list, err
+// sourcesFor is sourcesOf for a build with a handler, which may be nil: the place of
+// the handler's image comes first. own says that it is one of them.
+func (m *Manager) sourcesFor(ctx context.Context, r *record, dh *bkcache.DescHandler) (list []remotesnapshot.Source, own bool, err error) {
+	list, err = m.sourcesOf(ctx, r)
+	if err != nil {
+		return nil, false, err
 	}
 	src, ok := m.sourceOfHandler(r, dh, list)
 	if !ok {
-		return nil, nil
+		return list, false, nil
 	}
 	rest := slices.DeleteFunc(list, func(s remotesnapshot.Source) bool { return s.Reference == src.Reference })
-	return append([]remotesnapshot.Source{src}, rest...), nil
+	return append([]remotesnapshot.Source{src}, rest...), true, nil
+}
+
+// usable lists the sources of a layer that a build with these handlers reads it
+// from, its own image's first: none for a layer that it has from a client.
+func (m *Manager) usable(ctx context.Context, r *record, handlers bkcache.DescHandlers) ([]remotesnapshot.Source, error) {
+	dh := handlerOf(r, handlers)
+	list, own, err := m.sourcesFor(ctx, r, dh)
+	if dh != nil && !own {
+		return nil, err
+	}
+	return list, err
 }
 
 // isLazy says that the layer's blob is not here, or that its snapshot is served
@@ -216,7 +226,8 @@ func (h *ref) grants(ctx context.Context, layers []*record) (grants, error) {
 
 // grant is without sources for a layer that is not lazy, or not from a registry.
 func (h *ref) grant(ctx context.Context, r *record) (g grant, err error) {
-	list, err := h.m.sourcesOf(ctx, r)
+	dh := handlerOf(r, h.handlers)
+	list, own, err := h.m.sourcesFor(ctx, r, dh)
 	if err != nil || len(list) == 0 {
 		return g, err
 	}
@@ -224,12 +235,10 @@ func (h *ref) grant(ctx context.Context, r *record) (g grant, err error) {
 	if err != nil || !lazy {
 		return g, err
 	}
-	dh := handlerOf(r, h.handlers)
-	if src, ok := h.m.sourceOfHandler(r, dh, list); ok {
-		rest := slices.DeleteFunc(list, func(s remotesnapshot.Source) bool { return s.Reference == src.Reference })
+	if own {
 		// BuildKit takes a manifest that is named by its digest from the content store,
 		// if somebody has pulled it before: that proves nothing.
-		return grant{append([]remotesnapshot.Source{src}, rest...), !strings.Contains(src.Reference, "@")}, nil
+		return grant{list, !strings.Contains(list[0].Reference, "@")}, nil
 	}
 	if dh != nil {
 		// The build has the image from a client. It gets the layer from there, unless

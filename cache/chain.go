@@ -1,8 +1,6 @@
 package cache
 
 import (
-	"context"
-	"fmt"
 	"slices"
 
 	digest "github.com/opencontainers/go-digest"
@@ -18,7 +16,7 @@ type chaining struct {
 }
 
 // record gives ids to a record after those that it is made of.
-func (c *chaining) record(ctx context.Context, r *record) error {
+func (c *chaining) record(r *record) error {
 	if c.seen[r] {
 		return nil
 	}
@@ -26,12 +24,12 @@ func (c *chaining) record(ctx context.Context, r *record) error {
 	switch r.kind() {
 	case kindMerge:
 		for _, p := range r.parents.merge {
-			if err := c.record(ctx, p.record); err != nil {
+			if err := c.record(p.record); err != nil {
 				return err
 			}
 		}
 	case kindLayer:
-		if err := c.record(ctx, r.parents.layer.record); err != nil {
+		if err := c.record(r.parents.layer.record); err != nil {
 			return err
 		}
 	}
@@ -43,9 +41,9 @@ func (c *chaining) assign(r *record) error {
 	if keyChainID.get(r.meta) != "" || r.onLegacySnapshot() {
 		return nil
 	}
-	ids, ok, err := c.ids(r)
-	if err != nil || !ok {
-		return err
+	ids, ok := c.ids(r)
+	if !ok {
+		return nil
 	}
 	var w change
 	putIndexed(&w, keyChainID, ids.chain, indexChain)
@@ -81,43 +79,41 @@ func (c *chaining) stands(p *record) bool {
 	return !slices.ContainsFunc(p.layerList(), func(l *record) bool { return !c.included[l] })
 }
 
-func (c *chaining) ids(r *record) (ids chainIDs, ok bool, err error) {
+// ids are those of a record; not ok for one that can't be known by its layers.
+func (c *chaining) ids(r *record) (ids chainIDs, ok bool) {
 	switch r.kind() {
 	case kindMerge:
 		base := r.parents.merge[0].record
 		if !c.included[base] {
-			return ids, false, nil
+			return ids, false
 		}
 		if ids = idsOf(base); ids.chain == "" || ids.blobs == "" {
-			return ids, false, nil
+			return ids, false
 		}
 		for _, p := range r.parents.merge[1:] {
 			for _, l := range p.record.layerList() {
 				if !c.included[l] || !ids.append(l) {
-					return ids, false, nil
+					return ids, false
 				}
 			}
 		}
-		return ids, true, nil
+		return ids, true
 	case kindDiff:
 		// A diff shows one layer on nothing, whatever that layer stands on.
 		l := r
 		if only := r.parents.onlyLayer(); only != nil {
 			l = only
 		}
-		return ids, c.included[l] && ids.append(l), nil
+		return ids, c.included[l] && ids.append(l)
 	case kindLayer:
 		p := r.parents.layer.record
 		if !c.included[r] || !c.stands(p) {
-			return ids, false, nil // its chain is not all here: see Diff
+			return ids, false // its chain is not all here: see Diff
 		}
 		if ids = idsOf(p); ids.chain == "" || ids.blobs == "" {
-			if p.onLegacySnapshot() {
-				return ids, false, nil
-			}
-			return ids, false, fmt.Errorf("record %s stands on %s (%s), which has no chain id", r.ID(), p.ID(), p.GetDescription())
+			return ids, false // a merge on a diff has none, nor what stands on it
 		}
-		return ids, ids.append(r), nil
+		return ids, ids.append(r)
 	}
-	return ids, c.included[r] && ids.append(r), nil
+	return ids, c.included[r] && ids.append(r)
 }

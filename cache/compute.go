@@ -65,7 +65,7 @@ func (c *computation) blobs(ctx context.Context) error {
 	if err := eg.Wait(); err != nil {
 		return err
 	}
-	return (&chaining{included: included, seen: map[*record]bool{}}).record(ctx, c.ref.record)
+	return (&chaining{included: included, seen: map[*record]bool{}}).record(c.ref.record)
 }
 
 // blob computes one layer's blob, unless it has one, and its compression if that

@@ -373,3 +373,29 @@ func TestLeaseWithoutARecordEndsAtStart(t *testing.T) {
 	w.pruneAll()
 	w.checkEmpty()
 }
+
+// TestStepsOnAMergeOfADiff: such a merge is not known by its layers, and neither is
+// what stands on it, but all of it can be exported.
+func TestStepsOnAMergeOfADiff(t *testing.T) {
+	w := newWorld(t, false)
+	a := w.step(nil, "a")
+	b := w.step(a, "b")
+	d, err := w.m.Diff(w.ctx(), a, b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := w.step(nil, "c")
+	m, err := w.m.Merge(w.ctx(), []bkcache.ImmutableRef{d, c}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := w.step(m.(*immutableRef), "one")
+	two := w.step(one, "two")
+	for _, s := range w.remotes(two, false) {
+		if strings.Count(s, "<nil>") != 4 {
+			t.Errorf("not all of four layers: %s", s)
+		}
+	}
+	w.checkFiles(two, "b", "c", "one", "two")
+	w.release(a, b, c, d, m, one, two)
+}

@@ -16,7 +16,7 @@ import (
 )
 
 // fetchBlob brings a lazy layer's blob into the content store, and the blob's
-// labels with it. The caller may read the layer's sources (see access) and has a
+// labels with it. The caller may read the layer's sources (see grants) and has a
 // lease in ctx, in which the blob is kept, too. Callers that want the same blob share
 // the work.
 func (m *Manager) fetchBlob(ctx context.Context, r *record, handlers bkcache.DescHandlers, s bksession.Group) error {

@@ -12,6 +12,8 @@ import (
 	"github.com/moby/buildkit/snapshot"
 	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/moby/buildkit/util/overlay"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // Mount implements bkcache.Mountable. The record is prepared first, with the
@@ -24,35 +26,42 @@ func (h *immutableRef) Mount(ctx context.Context, readonly bool, s bksession.Gro
 			return nil, err
 		}
 	}
-	// A layer whose TOC was lost is resolved again when it is mounted.
-	release, err := h.access(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
 	if err := h.Extract(ctx, s); err != nil {
 		return nil, err
 	}
-	mnt, err := h.record.mountImmutable(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return h.ref.mountable(ctx, mnt, readonly, s), nil
+	return h.ref.mount(ctx, readonly, s, h.record.mountImmutable)
 }
 
 // Mount implements bkcache.Mountable. Mounts of the same record share one mount
 // point, so that several steps can write to it.
 func (h *mutableRef) Mount(ctx context.Context, readonly bool, s bksession.Group) (snapshot.Mountable, error) {
-	release, err := h.access(ctx, s)
+	return h.ref.mount(ctx, readonly, s, h.record.mountMutable)
+}
+
+// mount makes what a caller gets of the record's own mounts: mounts with the caller's
+// sessions, and read-only if it asked for that.
+func (h *ref) mount(ctx context.Context, readonly bool, s bksession.Group, own func(context.Context) (snapshot.Mountable, error)) (snapshot.Mountable, error) {
+	grants, err := h.grants(ctx, h.record.ancestry())
+	if err != nil {
+		return nil, err
+	}
+	// A layer whose TOC was lost is resolved again when it is mounted.
+	release, err := grants.take(ctx, sessionsOf(s))
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	mnt, err := h.record.mountMutable(ctx)
+	mnt, err := own(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return h.ref.mountable(ctx, mnt, readonly, s), nil
+	if h.m.lazy != nil {
+		mnt = &heldMountable{Mountable: mnt, ctx: context.WithoutCancel(ctx), ref: h, grants: grants, sessions: sessionsOf(s)}
+	}
+	if readonly {
+		mnt = &readonlyMountable{mnt}
+	}
+	return mnt, nil
 }
 
 // mountImmutable says how to mount an immutable record that has a snapshot: by a
@@ -136,29 +145,18 @@ func (r *record) mountMutable(ctx context.Context) (snapshot.Mountable, error) {
 	return r.mounted, nil
 }
 
-// mountable is what a caller gets: mounts with the caller's sessions, and read-only
-// if it asked for that.
-func (h *ref) mountable(ctx context.Context, mnt snapshot.Mountable, readonly bool, s bksession.Group) snapshot.Mountable {
-	if h.m.lazy != nil {
-		mnt = &heldMountable{Mountable: mnt, ctx: context.WithoutCancel(ctx), ref: h, sessions: s}
-	}
-	if readonly {
-		mnt = &readonlyMountable{mnt}
-	}
-	return mnt
-}
-
 // heldMountable holds a caller's sessions while the mounts are in use.
 type heldMountable struct {
 	snapshot.Mountable
 	ctx      context.Context // for values: Mount takes none
 	ref      *ref
-	sessions bksession.Group
+	grants   grants
+	sessions remotesnapshot.Sessions
 }
 
 // Mount implements snapshot.Mountable.
 func (h *heldMountable) Mount() ([]mount.Mount, func() error, error) {
-	release, err := h.ref.access(h.ctx, h.sessions)
+	release, err := h.grants.take(h.ctx, h.sessions)
 	if err != nil {
 		return nil, nil, err
 	}

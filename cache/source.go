@@ -168,28 +168,13 @@ func sessionsOf(g bksession.Group) remotesnapshot.Sessions {
 	return func() []string { return bksession.AllSessionIDs(g) }
 }
 
-// access lets a caller read the layers of h that have sources: it holds the caller's
-// sessions until the returned function is called, and checks its rights.
-func (h *ref) access(ctx context.Context, s bksession.Group) (release func(), err error) {
-	return accessTo(ctx, h.record.ancestry(), h, sessionsOf(s))
-}
-
-// accessOne is access to the record itself, without those below.
+// accessOne lets a caller read the record's own layer: see grants.take.
 func (h *ref) accessOne(ctx context.Context, s bksession.Group) (release func(), err error) {
-	return accessTo(ctx, []*record{h.record}, h, sessionsOf(s))
-}
-
-func accessTo(ctx context.Context, layers []*record, h *ref, s remotesnapshot.Sessions) (release func(), err error) {
-	grants, err := h.grants(ctx, layers)
+	grants, err := h.grants(ctx, []*record{h.record})
 	if err != nil {
 		return nil, err
 	}
-	release = grants.hold(s)
-	if err := grants.authorize(ctx, s); err != nil {
-		release()
-		return nil, err
-	}
-	return release, nil
+	return grants.take(ctx, sessionsOf(s))
 }
 
 // grant is a lazy layer that a caller may read from sources, if it is allowed to.
@@ -255,6 +240,17 @@ func (h *ref) grant(ctx context.Context, r *record) (g grant, err error) {
 		return g, bkcache.NeedsRemoteProviderError{keyBlob.get(r.meta)}
 	}
 	return grant{sources: list}, nil
+}
+
+// take lets a caller read the layers: it holds the caller's sessions until the
+// returned function is called, and checks its rights.
+func (g grants) take(ctx context.Context, s remotesnapshot.Sessions) (release func(), err error) {
+	release = g.hold(s)
+	if err := g.authorize(ctx, s); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
 }
 
 // hold lets reads authenticate through the sessions, which need not be allowed to:

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	cerrdefs "github.com/containerd/errdefs"
 	bkcache "github.com/moby/buildkit/cache"
@@ -196,7 +197,7 @@ func (m *Manager) prune(ctx context.Context, ch chan client.UsageInfo, info clie
 		return err
 	}
 	for ctx.Err() == nil {
-		batch, err := m.takeBatch(ctx, run, shared)
+		batch, err := m.takeBatch(ctx, run, shared, policy.NeedsSpace())
 		if err != nil || len(batch) == 0 {
 			return err
 		}
@@ -225,8 +226,8 @@ func (m *Manager) beginPrune(ctx context.Context, policy *prune.Policy, shared *
 		v := m.view()
 		return policy.Begin(v, 0, shared.know(v)), nil
 	}
-	v, err := m.sizedView(ctx)
-	if err != nil {
+	v := m.view()
+	if err := m.fillSizes(ctx, v, everyRecord); err != nil {
 		return nil, err
 	}
 	stat, err := disk.GetDiskStat(m.opts.Root)
@@ -268,22 +269,17 @@ func (s *sharedMemo) know(v prune.View) prune.SharedFunc {
 	}
 }
 
-// sizedView is a view in which sizes are measured. Those of lazy layers always are.
-func (m *Manager) sizedView(ctx context.Context) (prune.View, error) {
-	v := m.view()
-	if err := m.fillSizes(ctx, v); err != nil {
-		return nil, err
-	}
-	return v, nil
-}
+func everyRecord(string) bool { return true }
 
-func (m *Manager) fillSizes(ctx context.Context, v prune.View) error {
+// fillSizes measures the records of a view that are wanted. Those of lazy layers are
+// measured even if they have a size.
+func (m *Manager) fillSizes(ctx context.Context, v prune.View, wanted func(id string) bool) error {
 	owners := m.blobOwners()
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(measuring)
 	for i := range v {
 		r := m.lookup(v[i].ID)
-		if r == nil || v[i].Mutable && v[i].Users > 0 {
+		if r == nil || v[i].Mutable && v[i].Users > 0 || !wanted(v[i].ID) {
 			continue
 		}
 		eg.Go(func() (err error) {
@@ -304,14 +300,22 @@ type removal struct {
 }
 
 // takeBatch decides what goes next and takes it out of the table. It measures first,
-// so that an error leaves all as it was; what changed meanwhile is decided by a
-// second look under the lock.
-func (m *Manager) takeBatch(ctx context.Context, run *prune.Run, shared *sharedMemo) ([]removal, error) {
-	sized, err := m.sizedView(ctx)
-	if err != nil {
+// so that an error leaves all as it was: all records when space is limited, and
+// otherwise those that are to go. What changed meanwhile is decided by a second look
+// under the lock.
+func (m *Manager) takeBatch(ctx context.Context, run *prune.Run, shared *sharedMemo, limited bool) ([]removal, error) {
+	sized := m.view()
+	shared.know(sized)
+	wanted := everyRecord
+	if !limited {
+		next := run.Next(sized, m.now())
+		wanted = func(id string) bool {
+			return slices.ContainsFunc(next, func(u client.UsageInfo) bool { return u.ID == id })
+		}
+	}
+	if err := m.fillSizes(ctx, sized, wanted); err != nil {
 		return nil, err
 	}
-	shared.know(sized)
 	sizes := make(map[string]int64, len(sized))
 	for _, r := range sized {
 		sizes[r.ID] = r.Size

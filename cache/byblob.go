@@ -192,7 +192,7 @@ func (m *Manager) byBlob(ctx context.Context, desc ocispecs.Descriptor, p *immut
 		r.putSource(&c, src)
 	}
 	if err := r.create(c, opts); err != nil {
-		return nil, errors.Join(err, m.opts.Metadata.Clear(recID))
+		return nil, err
 	}
 	return &immutableRef{m.add(r, o.handlers, nil)}, nil
 }

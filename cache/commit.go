@@ -50,7 +50,7 @@ func (h *mutableRef) commit(ctx context.Context) (_ *immutableRef, rerr error) {
 		opts = append(opts, bkcache.WithDescription(d))
 	}
 	if err := r.create(c, opts); err != nil {
-		return nil, errors.Join(err, m.opts.Metadata.Clear(id))
+		return nil, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -93,7 +93,7 @@ func (m *Manager) made(ctx context.Context, p parents, handlers bkcache.DescHand
 	put(&c, keySnapshot, id)
 	put(&c, keyCommitted, true)
 	if err := r.create(c, opts); err != nil {
-		return nil, errors.Join(err, m.opts.Metadata.Clear(id))
+		return nil, err
 	}
 	return &immutableRef{m.add(r, handlers, pg)}, nil
 }

@@ -145,8 +145,14 @@ func (m meta) commit(c change) error {
 }
 
 // create writes a new item: a change together with what BuildKit's options have
-// queued.
-func (m meta) create(c change, opts []bkcache.RefOption) error {
+// queued. After an error nothing of it is stored.
+func (m meta) create(c change, opts []bkcache.RefOption) (rerr error) {
+	defer func() {
+		if rerr != nil {
+			// Some options write at once.
+			rerr = errors.Join(rerr, m.si.Storage().Clear(m.si.ID()))
+		}
+	}()
 	for _, f := range c {
 		m.si.Queue(func(b *bolt.Bucket) error { return f(&write{m.si, b}) })
 	}

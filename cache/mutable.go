@@ -57,7 +57,7 @@ func (m *Manager) New(ctx context.Context, parent bkcache.ImmutableRef, s bksess
 	put(&c, keyCreatedAt, m.now().UnixNano())
 	put(&c, keySnapshot, id)
 	if err := r.create(c, opts); err != nil {
-		return nil, errors.Join(err, m.opts.Metadata.Clear(id))
+		return nil, err
 	}
 	return &mutableRef{m.add(r, handlers, nil)}, nil
 }

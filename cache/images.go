@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"slices"
+	"strings"
 
 	bkcache "github.com/moby/buildkit/cache"
 )
@@ -42,12 +43,7 @@ func (m *Manager) Images(ctx context.Context, refs ...bkcache.ImmutableRef) []Im
 			list = append(list, *img)
 		}
 	}
-	slices.SortFunc(list, func(a, b Image) int {
-		if a.Reference < b.Reference {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(list, func(a, b Image) int { return strings.Compare(a.Reference, b.Reference) })
 	return list
 }
 

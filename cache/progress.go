@@ -34,23 +34,17 @@ func (m *Manager) forgetReason(blob digest.Digest) {
 	delete(m.mu.reasons, blob)
 }
 
-// reporter writes the state of something to a build's progress, again and again
-// until it is stopped.
-type reporter struct {
-	quit chan struct{}
-	done chan struct{}
-}
-
-// report starts a reporter. write is called with last=true at the end.
+// report writes the state of something to a build's progress, again and again until
+// it is stopped. write is called with last=true at the end.
 func report(ctx context.Context, write func(pw progress.Writer, last bool)) (stop func()) {
 	pw, ok, _ := progress.NewFromContext(ctx)
 	if !ok {
 		pw.Close()
 		return func() {}
 	}
-	r := reporter{quit: make(chan struct{}), done: make(chan struct{})}
+	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(r.done)
+		defer close(done)
 		defer pw.Close()
 		t := time.NewTicker(reportEvery)
 		defer t.Stop()
@@ -58,15 +52,15 @@ func report(ctx context.Context, write func(pw progress.Writer, last bool)) (sto
 			write(pw, false)
 			select {
 			case <-t.C:
-			case <-r.quit:
+			case <-quit:
 				write(pw, true)
 				return
 			}
 		}
 	}()
 	return sync.OnceFunc(func() {
-		close(r.quit)
-		<-r.done
+		close(quit)
+		<-done
 	})
 }
 

@@ -112,20 +112,7 @@ func runCacheBench(ctx context.Context, args []string) error {
 	}
 	defer b.registry.Stop()
 	runErr := b.run(ctx)
-	r := b.report()
-	if *jsonPath != "" {
-		if err := writeJSON(*jsonPath, r); err != nil {
-			return err
-		}
-	}
-	fmt.Print(r.markdown())
-	if runErr != nil {
-		return runErr
-	}
-	if *check {
-		return r.check()
-	}
-	return nil
+	return conclude(b.report(), *jsonPath, runErr, *check)
 }
 
 // image returns one of the base's images, pushed. The first call for a packing may

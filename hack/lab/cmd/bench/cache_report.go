@@ -47,15 +47,9 @@ func (b *cacheBench) report() *cacheReport {
 func cacheMedianOf(c cacheCase, variant string, all []cacheResult) cacheMedian {
 	m := cacheMedian{Case: c.id, Variant: variant}
 	var runs []cacheResult
-	for _, r := range all {
-		switch {
-		case r.Case != c.id || r.Variant != variant:
-		case r.Error != "":
-			m.Failed++
-		default:
-			runs = append(runs, r)
-		}
-	}
+	runs, m.Failed = succeeded(all, func(r cacheResult) (mine bool, failure string) {
+		return r.Case == c.id && r.Variant == variant, r.Error
+	})
 	if m.N = len(runs); m.N == 0 {
 		return m
 	}

@@ -72,20 +72,27 @@ func runCold(ctx context.Context, args []string) error {
 	}
 	defer b.registry.Stop()
 	runErr := b.run(ctx)
-	r := b.report()
-	if *jsonPath != "" {
-		if err := writeJSON(*jsonPath, r); err != nil {
+	return conclude(b.report(), *jsonPath, runErr, *check)
+}
+
+// findings are what a subcommand has measured.
+type findings interface {
+	markdown() string
+	check() error // names the promises that are not kept
+}
+
+// conclude shows the figures, also those of runs of which some have failed.
+func conclude(f findings, jsonPath string, runErr error, check bool) error {
+	if jsonPath != "" {
+		if err := writeJSON(jsonPath, f); err != nil {
 			return err
 		}
 	}
-	fmt.Print(r.markdown())
-	if runErr != nil {
+	fmt.Print(f.markdown())
+	if runErr != nil || !check {
 		return runErr
 	}
-	if *check {
-		return r.check()
-	}
-	return nil
+	return f.check()
 }
 
 // named is anything that flags choose by name.

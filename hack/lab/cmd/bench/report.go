@@ -60,15 +60,9 @@ func (b *bench) report() *report {
 func medianOf(network, workload, variant string, all []result) median {
 	m := median{Network: network, Workload: workload, Variant: variant}
 	var runs []result
-	for _, r := range all {
-		switch {
-		case r.Network != network || r.Workload != workload || r.Variant != variant:
-		case r.Error != "":
-			m.Failed++
-		default:
-			runs = append(runs, r)
-		}
-	}
+	runs, m.Failed = succeeded(all, func(r result) (mine bool, failure string) {
+		return r.Network == network && r.Workload == workload && r.Variant == variant, r.Error
+	})
 	if m.N = len(runs); m.N == 0 {
 		return m
 	}
@@ -83,6 +77,20 @@ func medianOf(network, workload, variant string, all []result) median {
 		m.MemMax, m.Left = max(m.MemMax, r.Memory), max(m.Left, r.Left)
 	}
 	return m
+}
+
+// succeeded lists the runs of one row that have not failed, and counts those that have.
+func succeeded[R any](all []R, row func(R) (mine bool, failure string)) (runs []R, failed int) {
+	for _, r := range all {
+		switch mine, failure := row(r); {
+		case !mine:
+		case failure != "":
+			failed++
+		default:
+			runs = append(runs, r)
+		}
+	}
+	return runs, failed
 }
 
 // middle is the median of a figure; of an even number of runs, the lower one of

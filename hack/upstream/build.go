@@ -106,8 +106,13 @@ func (l layout) linkRunc() error {
 
 // buildOurs builds our daemon (the go command decides what is stale) and
 // returns its path.
-func (l layout) buildOurs(ctx context.Context) (string, error) {
+func (l layout) buildOurs(ctx context.Context, race bool) (string, error) {
 	out := filepath.Join(l.ours(), "buildkitd")
+	if race {
+		step("building our buildkitd with the race detector")
+		out += "-race"
+		return out, runQuiet(ctx, l.repo, []string{"CGO_ENABLED=1"}, "go", "build", "-race", "-o", out, "./cmd/buildkitd")
+	}
 	step("building our buildkitd")
 	return out, runQuiet(ctx, l.repo, []string{"CGO_ENABLED=0"}, "go", "build", "-o", out, "./cmd/buildkitd")
 }

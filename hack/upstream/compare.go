@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -38,7 +39,11 @@ func (c comparison) run(ctx context.Context) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		same = same && ok
+		races := c.races(fmt.Sprintf("run%d", i+1))
+		if c.race {
+			printList("reports of the race detector", races)
+		}
+		same = same && ok && len(races) == 0
 	}
 	return same, nil
 }
@@ -96,6 +101,11 @@ func (c comparison) execute(ctx context.Context, s side, pattern, label string) 
 	if strings.HasPrefix(label, "run") {
 		step("%s: running the tests of %s", s, c.pkg)
 	}
+	for _, old := range c.races(label) {
+		if err := os.Remove(old); err != nil {
+			return nil, 0, err
+		}
+	}
 	res, err := testRun{
 		layout:   c.layout,
 		mirror:   c.mirror,
@@ -106,6 +116,7 @@ func (c comparison) execute(ctx context.Context, s side, pattern, label string) 
 		parallel: c.parallel,
 		timeout:  c.timeout,
 		log:      c.log(s, label),
+		races:    c.raceLog(label),
 	}.run(ctx)
 	return res, time.Since(start).Round(time.Second), err
 }
@@ -117,6 +128,19 @@ func (c comparison) name(s side) string {
 
 func (c comparison) log(s side, label string) string {
 	return filepath.Join(c.layout.results(), c.name(s)+"_"+label+".log")
+}
+
+// raceLog is where the daemons of a run of ours put the race detector's
+// reports: one file each, named by its pid.
+func (c comparison) raceLog(label string) string {
+	return strings.TrimSuffix(c.log(ours, label), "log") + "race"
+}
+
+// races are the files with reports of a run; a daemon without a race, or
+// without the detector, leaves none.
+func (c comparison) races(label string) []string {
+	files, _ := filepath.Glob(c.raceLog(label) + ".*")
+	return files
 }
 
 // stated is an outcome in words; a test without one did not run.

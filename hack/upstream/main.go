@@ -30,6 +30,7 @@ type options struct {
 	timeout  time.Duration
 	fresh    bool
 	stock    bool
+	race     bool
 }
 
 func main() {
@@ -46,6 +47,7 @@ func main() {
 	flag.DurationVar(&o.timeout, "timeout", 40*time.Minute, "for one run of one package's tests")
 	flag.BoolVar(&o.fresh, "fresh", false, "run stock again, whatever is stored")
 	flag.BoolVar(&o.stock, "stock-only", false, "run (and store) stock, and nothing of ours")
+	flag.BoolVar(&o.race, "race", false, "build our daemon with the race detector; a report of it counts as a difference")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -144,7 +146,7 @@ func (o options) prepare(ctx context.Context, packages []string) (layout, error)
 	}
 	daemon := o.daemon
 	if daemon == "" {
-		if daemon, err = l.buildOurs(ctx); err != nil {
+		if daemon, err = l.buildOurs(ctx, o.race); err != nil {
 			return l, err
 		}
 	}

@@ -34,6 +34,7 @@ type testRun struct {
 	parallel int
 	timeout  time.Duration
 	log      string // file for the output of the tests, test2json's lines
+	races    string // prefix of files for reports of the race detector
 }
 
 // run executes the tests and returns what became of them. That tests fail is
@@ -88,6 +89,7 @@ func (r testRun) command(ctx context.Context, tmp string) *exec.Cmd {
 		"PATH="+r.layout.sideDir(r.side)+":"+r.layout.bin()+":"+os.Getenv("PATH"),
 		registryEnv,
 		"TMPDIR="+tmp,
+		"GORACE=log_path="+r.races,
 		"DOCKER_CONFIG="+tmp, // no credentials or proxies of the person at the keyboard
 		"BUILDKIT_INTEGRATION_SNAPSHOTTER="+r.mode,
 		"BUILDKIT_REGISTRY_MIRROR_DIR="+r.mirror,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -39,9 +40,13 @@ func (c comparison) run(ctx context.Context) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		races := c.races(fmt.Sprintf("run%d", i+1))
+		races, others, err := c.sortRaces(fmt.Sprintf("run%d", i+1))
+		if err != nil {
+			return false, err
+		}
 		if c.race {
-			printList("reports of the race detector", races)
+			printList("races in which our code has a part", races)
+			printList("races of BuildKit's own", others)
 		}
 		same = same && ok && len(races) == 0
 	}
@@ -141,6 +146,23 @@ func (c comparison) raceLog(label string) string {
 func (c comparison) races(label string) []string {
 	files, _ := filepath.Glob(c.raceLog(label) + ".*")
 	return files
+}
+
+// sortRaces tells the files of a run with a race in which our code has a part
+// from those where BuildKit and its libraries are among themselves.
+func (c comparison) sortRaces(label string) (mine, others []string, err error) {
+	for _, file := range c.races(label) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, nil, err
+		}
+		if bytes.Contains(text, []byte("github.com/lazykit/lazykit/")) {
+			mine = append(mine, file)
+		} else {
+			others = append(others, file)
+		}
+	}
+	return mine, others, nil
 }
 
 // stated is an outcome in words; a test without one did not run.

@@ -47,7 +47,7 @@ func main() {
 	flag.DurationVar(&o.timeout, "timeout", 40*time.Minute, "for one run of one package's tests")
 	flag.BoolVar(&o.fresh, "fresh", false, "run stock again, whatever is stored")
 	flag.BoolVar(&o.stock, "stock-only", false, "run (and store) stock, and nothing of ours")
-	flag.BoolVar(&o.race, "race", false, "build our daemon with the race detector; a report of it counts as a difference")
+	flag.BoolVar(&o.race, "race", false, "build our daemon with the race detector; a report of it that names our code counts as a difference")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

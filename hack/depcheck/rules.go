@@ -45,21 +45,22 @@ var Ours = Rules{
 		{From: "session"},
 		{From: "remotesnapshot"},
 		{From: "remotesnapshot/blob"},
+		{From: "remotesnapshot/profile"},
 		// level 1
 		{From: "fuse", To: []string{"estargz"}},
 		{From: "remotesnapshot/layer", To: []string{"estargz"}},
 		// level 2
-		{From: "remotesnapshot/lazyfs", To: []string{"remotesnapshot", "remotesnapshot/layer", "remotesnapshot/blob", "fuse", "estargz"}},
+		{From: "remotesnapshot/lazyfs", To: []string{"remotesnapshot", "remotesnapshot/layer", "remotesnapshot/blob", "remotesnapshot/profile", "fuse", "estargz"}},
 		// level 3
 		{From: "cache/...", To: []string{"remotesnapshot"}},
 		{From: "remotesnapshot/store", To: []string{"remotesnapshot/layer", "remotesnapshot/blob", "fuse", "remotesnapshot/lazyfs"}},
 		// level 4
-		{From: "worker", To: []string{"session", "cache/...", "remotesnapshot", "remotesnapshot/lazyfs", "remotesnapshot/blob"}},
+		{From: "worker", To: []string{"session", "cache/...", "remotesnapshot", "remotesnapshot/lazyfs", "remotesnapshot/blob", "remotesnapshot/profile"}},
 		// level 5
 		{From: "cmd/buildkitd", To: []string{"worker"}},
 		{From: "cmd/lazyctl", To: []string{
 			"worker", "session", "cache/...", "estargz", "fuse", "remotesnapshot", "remotesnapshot/blob",
-			"remotesnapshot/layer", "remotesnapshot/lazyfs", "remotesnapshot/store",
+			"remotesnapshot/layer", "remotesnapshot/lazyfs", "remotesnapshot/profile", "remotesnapshot/store",
 		}},
 		{From: "hack/...", To: []string{"..."}},
 	},

@@ -36,7 +36,7 @@ func (b *Blob) Tail(ctx context.Context, n int64) (tail []byte, size int64, err 
 	if b.released.Load() {
 		return nil, 0, ErrClosed
 	}
-	d, err := b.demand(Blocked, span{}, n)
+	d, err := b.demand(demand{prio: Blocked, suffix: n})
 	if d != nil {
 		err = b.await(ctx, d)
 	}
@@ -128,6 +128,43 @@ func (b *Blob) Fetch(ctx context.Context, p Priority, off, size int64) error {
 		s.hi = unknownEnd
 	}
 	return b.get(ctx, p, s)
+}
+
+// Range is a part of a blob, in bytes.
+type Range struct{ Off, Size int64 }
+
+// FetchAll makes ranges present that the caller has chosen with care: each is a
+// request as it is, neither joined with others nor split, but for what is
+// present or on its way. Those that wait for a connection get it in their order. It
+// returns when all are there; errors are those of ReadAt, of the first range that failed.
+func (b *Blob) FetchAll(ctx context.Context, p Priority, ranges []Range) error {
+	if b.released.Load() {
+		return ErrClosed
+	}
+	var demands []*demand
+	defer func() {
+		for _, d := range demands {
+			b.leave(d)
+		}
+	}()
+	for _, r := range ranges {
+		if r.Off < 0 || r.Size < 0 || r.Off+r.Size < r.Off {
+			return fmt.Errorf("fetch blob %s: bad range %d+%d", b.dgst, r.Off, r.Size)
+		}
+		d, err := b.demand(demand{prio: p, span: span{r.Off, r.Off + r.Size}, apart: true})
+		if err != nil {
+			return err
+		}
+		if d != nil {
+			demands = append(demands, d)
+		}
+	}
+	for _, d := range demands {
+		if err := b.await(ctx, d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Drop forgets a range whose bytes have proved wrong, so that the next read

@@ -123,7 +123,7 @@ func (e *entry) completeRun(ctx context.Context, p Priority) error {
 
 // fetchAndHash fetches all that is missing and hashes it as it arrives.
 func (e *entry) fetchAndHash(ctx context.Context, p Priority) (bool, error) {
-	d, err := e.demand(p, span{0, unknownEnd}, 0)
+	d, err := e.demand(demand{prio: p, span: span{0, unknownEnd}})
 	if err != nil {
 		return false, err
 	}

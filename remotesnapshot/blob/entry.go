@@ -60,6 +60,7 @@ type demand struct {
 	span
 	suffix   int64 // > 0: the last suffix bytes; the span is not known yet
 	prio     Priority
+	apart    bool          // a request of its own
 	ready    chan struct{} // closed when done; err is set before
 	err      error
 	done     bool
@@ -68,7 +69,7 @@ type demand struct {
 
 // get makes the bytes of s present at priority p.
 func (e *entry) get(ctx context.Context, p Priority, s span) error {
-	d, err := e.demand(p, s, 0)
+	d, err := e.demand(demand{prio: p, span: s})
 	if d == nil {
 		return err
 	}
@@ -77,32 +78,32 @@ func (e *entry) get(ctx context.Context, p Priority, s span) error {
 
 // demand registers a wish and starts what is missing for it. It returns nil when
 // nothing is.
-func (e *entry) demand(p Priority, s span, suffix int64) (*demand, error) {
+func (e *entry) demand(d demand) (*demand, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.mu.sizeKnown {
-		if suffix > 0 {
-			s, suffix = span{max(0, e.mu.size-suffix), e.mu.size}, 0
+		if d.suffix > 0 {
+			d.span, d.suffix = span{max(0, e.mu.size-d.suffix), e.mu.size}, 0
 		}
-		s.hi = min(s.hi, e.mu.size)
+		d.hi = min(d.hi, e.mu.size)
 	}
-	if suffix == 0 && e.mu.present.contains(s) {
+	if d.suffix == 0 && e.mu.present.contains(d.span) {
 		return nil, nil
 	}
 	if e.mu.closing {
 		return nil, ErrClosed
 	}
-	if e.store.diskPaused() && (suffix == 0 || e.mu.sizeKnown) {
+	if e.store.diskPaused() && (d.suffix == 0 || e.mu.sizeKnown) {
 		return nil, errDisk
 	}
-	d := &demand{span: s, suffix: suffix, prio: p, ready: make(chan struct{}), progress: time.Now()}
-	e.mu.demands = append(e.mu.demands, d)
-	if suffix > 0 {
-		e.planTailLocked(p, suffix)
+	d.ready, d.progress = make(chan struct{}), time.Now()
+	e.mu.demands = append(e.mu.demands, &d)
+	if d.suffix > 0 {
+		e.planTailLocked(d.prio, d.suffix)
 	} else {
-		e.planLocked(p, s, true)
+		e.planLocked(&d, true)
 	}
-	return d, nil
+	return &d, nil
 }
 
 // await waits until d is done, ctx ends, or nothing has come for too long.
@@ -247,7 +248,7 @@ func (e *entry) replanLocked() {
 		if d.suffix > 0 {
 			e.planTailLocked(d.prio, d.suffix)
 		} else {
-			e.planLocked(d.prio, d.span, false)
+			e.planLocked(d, false)
 		}
 	}
 }

@@ -19,6 +19,7 @@ type flight struct {
 
 	pos, end int64     // what is still to be fetched
 	suffix   int64     // > 0: the last suffix bytes; pos and end are not known
+	apart    bool      // a request of its own: others do not join it
 	probe    bool      // asks for one byte to learn the size
 	running  bool      // a request delivers it at present: its range can only shrink
 	stream   bool      // the request brings the whole blob
@@ -69,10 +70,10 @@ func (f *flight) wantedLocked() bool {
 	return flowing && (f.stream || (f.suffix == 0 && f.span().len() <= minGap))
 }
 
-// startLocked begins a flight for r.
-func (e *entry) startLocked(p Priority, r request) {
+// startLocked begins a flight for r, which others do not join when it is apart.
+func (e *entry) startLocked(p Priority, r request, apart bool) {
 	ctx, cancel := context.WithCancel(e.ctx)
-	f := &flight{e: e, cancel: cancel, turn: e.store.turns.Add(1), pos: r.lo, end: r.hi, suffix: r.suffix}
+	f := &flight{e: e, cancel: cancel, turn: e.store.turns.Add(1), pos: r.lo, end: r.hi, suffix: r.suffix, apart: apart}
 	f.prio.Store(int32(p))
 	e.mu.flights = append(e.mu.flights, f)
 	e.wg.Go(func() {

@@ -10,23 +10,24 @@ import (
 // spare a request.
 const maxRefetch = 4 << 10
 
-// planLocked makes sure that every missing byte of s is covered by a flight of at
-// least priority p. With fresh set, for a new demand, it may cut s out of flights
+// planLocked makes sure that every missing byte of d is covered by a flight of at
+// least its priority. With fresh set, for a new demand, it may cut them out of flights
 // that would bring it late. Without a known size only the first piece is asked for; the
 // answer tells the size, and the rest is planned then. While a stream brings the
 // whole blob nothing else is asked for: what it has passed already (it was dropped
 // meanwhile) is planned when it ends.
-func (e *entry) planLocked(p Priority, s span, fresh bool) {
+func (e *entry) planLocked(d *demand, fresh bool) {
 	if slices.ContainsFunc(e.mu.flights, func(f *flight) bool { return f.stream }) {
 		return
 	}
+	s := d.span
 	if e.mu.sizeKnown {
 		s.hi = min(s.hi, e.mu.size)
 	} else if piece := e.mu.host.piece(e.store.opts.RequestSize); s.len() > piece {
 		s.hi = s.lo + piece
 	}
 	for _, m := range e.mu.present.missing(nil, s) {
-		e.coverLocked(p, m, fresh)
+		e.coverLocked(d, m, fresh)
 	}
 }
 
@@ -40,12 +41,12 @@ func (e *entry) planTailLocked(p Priority, n int64) {
 			return
 		}
 	}
-	e.startLocked(p, request{suffix: n})
+	e.startLocked(p, request{suffix: n}, false)
 }
 
 // coverLocked covers m by the flights there are, and by new ones where none is,
 // or where one would come too late.
-func (e *entry) coverLocked(p Priority, m span, fresh bool) {
+func (e *entry) coverLocked(d *demand, m span, fresh bool) {
 	var near []*flight
 	for _, f := range e.mu.flights {
 		if f.suffix == 0 && f.span().overlaps(m) {
@@ -58,14 +59,14 @@ func (e *entry) coverLocked(p Priority, m span, fresh bool) {
 		if o.empty() {
 			continue
 		}
-		if fresh && e.yieldLocked(f, p, o) {
+		if fresh && e.yieldLocked(f, d.prio, o) {
 			continue
 		}
-		f.raise(p)
-		e.launchLocked(p, span{m.lo, o.lo})
+		f.raise(d.prio)
+		e.launchLocked(d.prio, span{m.lo, o.lo}, d.apart)
 		m.lo = o.hi
 	}
-	e.launchLocked(p, m)
+	e.launchLocked(d.prio, m, d.apart)
 }
 
 // yieldLocked lets a flight give o away when a demand of priority p would get it
@@ -87,7 +88,7 @@ func (e *entry) yieldLocked(f *flight, p Priority, o span) bool {
 		return true
 	}
 	f.end = o.lo
-	e.launchLocked(f.priority(), span{o.hi, have.hi})
+	e.launchLocked(f.priority(), span{o.hi, have.hi}, f.apart)
 	return true
 }
 
@@ -106,9 +107,15 @@ func (f *flight) nearLocked(off int64) bool {
 }
 
 // launchLocked fetches s, which no flight covers: with a flight that waits
-// nearby, or in as many new ones as its length needs.
-func (e *entry) launchLocked(p Priority, s span) {
-	if s.empty() || e.joinLocked(p, s) {
+// nearby, or in as many new ones as its length needs; apart, with one for itself.
+func (e *entry) launchLocked(p Priority, s span, apart bool) {
+	switch {
+	case s.empty():
+		return
+	case apart:
+		e.startLocked(p, request{span: s}, true)
+		return
+	case e.joinLocked(p, s):
 		return
 	}
 	limit := e.mu.host.piece(e.store.opts.RequestSize)
@@ -117,7 +124,7 @@ func (e *entry) launchLocked(p Priority, s span) {
 	}
 	for !s.empty() {
 		n := min(s.len(), limit)
-		e.startLocked(p, request{span: span{s.lo, s.lo + n}})
+		e.startLocked(p, request{span: span{s.lo, s.lo + n}}, false)
 		s.lo += n
 	}
 }
@@ -155,7 +162,7 @@ func (e *entry) absorbLocked(f *flight) {
 // bytes between are many, or are present or on their way already.
 func (e *entry) unionLocked(f *flight, p Priority, s span) (union span, ok bool) {
 	have := f.span()
-	if f.running || f.stream || f.probe || have.empty() || f.priority() != p {
+	if f.running || f.stream || f.probe || f.apart || have.empty() || f.priority() != p {
 		return span{}, false
 	}
 	union = span{min(have.lo, s.lo), max(have.hi, s.hi)}

@@ -120,7 +120,7 @@ func (f *flight) begin(c *candidate) (request, bool) {
 	if f.suffix > 0 && c.host.noSuffix.holds() {
 		f.suffix, f.probe, f.pos, f.end = 0, true, 0, 1
 	}
-	if f.suffix == 0 && !f.probe && f.mem == nil {
+	if f.suffix == 0 && !f.probe && !f.apart && f.mem == nil {
 		f.e.absorbLocked(f)
 	}
 	f.running = true

@@ -1,0 +1,81 @@
+package blob_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazykit/lazykit/remotesnapshot/blob"
+)
+
+func (r *rig) asked() (ranges []string) {
+	for _, q := range r.reg.Blobs() {
+		ranges = append(ranges, q.Range)
+	}
+	return ranges
+}
+
+// Ranges that were chosen are asked for as they are: neighbours are not joined,
+// also where only one request can be sent at a time, and nothing is split.
+func TestFetchAllAsksAsItIsTold(t *testing.T) {
+	for _, connections := range []int{1, 2, 10} {
+		t.Run(fmt.Sprint(connections), func(t *testing.T) {
+			r := newRig(t, 8*mib)
+			r.opts.Connections, r.opts.RequestSize = connections, 1*mib
+			b := r.open()
+			r.reads(b, blob.Blocked, 0, 10)
+			r.reg.Reset()
+			ranges := []blob.Range{{Off: 5 * mib, Size: 2 * mib}, {Off: 1 * mib, Size: 1000}, {Off: 1*mib + 1000, Size: 1000}, {Off: 1*mib + 2010, Size: 7}}
+			require.NoError(t, b.FetchAll(t.Context(), blob.Prefetch, ranges))
+			want := []string{
+				fmt.Sprintf("bytes=%d-%d", 5*mib, 7*mib-1), fmt.Sprintf("bytes=%d-%d", 1*mib, 1*mib+999),
+				fmt.Sprintf("bytes=%d-%d", 1*mib+1000, 1*mib+1999), fmt.Sprintf("bytes=%d-%d", 1*mib+2010, 1*mib+2016),
+			}
+			asked := r.asked()
+			require.ElementsMatch(t, want, asked)
+			if connections == 1 { // any of them may find the connection free
+				rest := slices.DeleteFunc(slices.Clone(want), func(s string) bool { return s == asked[0] })
+				require.Equal(t, rest, asked[1:], "those that wait are served in their order")
+			}
+			for _, g := range ranges {
+				require.True(t, b.Present(g.Off, g.Size))
+			}
+			require.NoError(t, b.FetchAll(t.Context(), blob.Prefetch, ranges))
+			require.Len(t, r.asked(), len(want), "what is here is not asked for")
+		})
+	}
+}
+
+// What is here, or on its way already, is left out.
+func TestFetchAllTakesWhatIsMissing(t *testing.T) {
+	r := newRig(t, 4*mib)
+	b := r.open()
+	r.reads(b, blob.Blocked, 100_000, 50_000)
+	r.reg.Reset()
+	require.NoError(t, b.FetchAll(t.Context(), blob.Prefetch, []blob.Range{{Off: 90_000, Size: 100_000}, {Off: 95_000, Size: 20_000}, {Off: 5 * mib, Size: 10}}))
+	require.EqualValues(t, 50_000, r.reg.Bytes())
+	require.EqualValues(t, 100_000, b.Fetched())
+}
+
+func TestFetchAllFails(t *testing.T) {
+	r := newRig(t, 4*mib)
+	b := r.open()
+	for _, bad := range []blob.Range{{Off: -1, Size: 5}, {Off: 1, Size: -5}, {Off: 1 << 62, Size: 1 << 62}} {
+		require.ErrorContains(t, b.FetchAll(t.Context(), blob.Prefetch, []blob.Range{{Off: 0, Size: 10}, bad}), r.dgst.String())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	r.reg.SetLatency(time.Minute)
+	go func() {
+		for r.reg.Requests() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	require.ErrorIs(t, b.FetchAll(ctx, blob.Prefetch, []blob.Range{{Off: 0, Size: 10}, {Off: 2 * mib, Size: 10}}), context.Canceled)
+	require.NoError(t, b.Close())
+	require.ErrorIs(t, b.FetchAll(t.Context(), blob.Prefetch, nil), blob.ErrClosed)
+}

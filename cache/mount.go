@@ -12,6 +12,7 @@ import (
 	"github.com/moby/buildkit/snapshot"
 	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/moby/buildkit/util/overlay"
+	digest "github.com/opencontainers/go-digest"
 
 	"github.com/lazykit/lazykit/remotesnapshot"
 )
@@ -177,6 +178,20 @@ func (h *heldMountable) Mount() ([]mount.Mount, func() error, error) {
 		}
 		return unmount()
 	}, nil
+}
+
+// LazyLayers lists the lazy layers of registries that mounts show, which a ref of
+// ours gave; others show none.
+func LazyLayers(mounts any) (layers []digest.Digest) {
+	if r, ok := mounts.(*readonlyMountable); ok {
+		mounts = r.Mountable
+	}
+	if h, ok := mounts.(*heldMountable); ok {
+		for _, g := range h.grants.list {
+			layers = append(layers, g.sources[0].Digest)
+		}
+	}
+	return layers
 }
 
 // fastMountable puts the directories that are fast for steps in place of those

@@ -33,6 +33,9 @@ type Blob interface {
 	ReadAt(ctx context.Context, p Priority, dst []byte, off int64) (int, error)
 	// Fetch makes a range present: its missing parts, single-flight.
 	Fetch(ctx context.Context, p Priority, off, size int64) error
+	// FetchAll makes ranges present, which are asked for as they are, at once, and
+	// in their order as far as connections are free.
+	FetchAll(ctx context.Context, p Priority, ranges []Range) error
 	// Present says whether a range needs no request. Never blocks.
 	Present(off, size int64) bool
 	// Drop forgets a range whose bytes have proved wrong.

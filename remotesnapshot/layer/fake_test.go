@@ -144,6 +144,15 @@ func (b *fakeBlob) Fetch(ctx context.Context, p Priority, off, size int64) error
 	return nil
 }
 
+func (b *fakeBlob) FetchAll(ctx context.Context, p Priority, ranges []Range) error {
+	for _, r := range ranges {
+		if err := b.Fetch(ctx, p, r.Off, r.Size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (b *fakeBlob) Present(off, size int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -33,9 +33,10 @@ type Layer struct {
 		sync.Mutex
 		of map[uint32]*flight // by member
 	}
-	windows *windows
-	ahead   readAhead
-	stats   stats
+	windows   *windows
+	recorders recorders
+	ahead     readAhead
+	stats     stats
 
 	prefetchOnce sync.Once
 	closeOnce    sync.Once

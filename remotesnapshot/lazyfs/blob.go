@@ -27,6 +27,14 @@ func (b layerBlob) Fetch(ctx context.Context, p layer.Priority, off, size int64)
 	return b.Blob.Fetch(ctx, priorities[p], off, size)
 }
 
+func (b layerBlob) FetchAll(ctx context.Context, p layer.Priority, ranges []layer.Range) error {
+	all := make([]blob.Range, len(ranges))
+	for i, r := range ranges {
+		all[i] = blob.Range(r)
+	}
+	return b.Blob.FetchAll(ctx, priorities[p], all)
+}
+
 func (b layerBlob) Complete(ctx context.Context, p layer.Priority) error {
 	return b.Blob.Complete(ctx, priorities[p])
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/lazykit/lazykit/remotesnapshot"
 	"github.com/lazykit/lazykit/remotesnapshot/blob"
 	"github.com/lazykit/lazykit/remotesnapshot/layer"
+	"github.com/lazykit/lazykit/remotesnapshot/profile"
 )
 
 // FS serves lazily readable layers. Safe for concurrent use.
@@ -23,11 +24,13 @@ type FS struct {
 	blobs  *blob.Store
 	server *fuse.Server
 	pool   *layer.Pool
+	// profiles is nil when they are turned off.
+	profiles *profile.Store
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	calls  *calls
-	wg     sync.WaitGroup // expiries, resolving ahead
+	wg     sync.WaitGroup // expiries, resolving ahead, profiles
 
 	mu struct {
 		sync.Mutex
@@ -53,6 +56,11 @@ func New(ctx context.Context, opts Options) (_ *FS, err error) {
 	fs := &FS{opts: opts, tocDir: filepath.Join(opts.Root, "toc"), pool: layer.NewPool(opts.Layer)}
 	if err := layer.MakeTOCDir(fs.tocDir); err != nil {
 		return nil, fmt.Errorf("lazyfs: %w", err)
+	}
+	if !opts.NoProfiles {
+		if fs.profiles, err = profile.Open(opts.ProfileDir); err != nil {
+			return nil, fmt.Errorf("lazyfs: %w", err)
+		}
 	}
 	opts.Blob.Root = filepath.Join(opts.Root, "blobs")
 	if fs.blobs, err = blob.NewStore(opts.Blob); err != nil {

@@ -2,6 +2,7 @@ package lazyfs
 
 import (
 	"errors"
+	"path/filepath"
 	"time"
 
 	"github.com/lazykit/lazykit/estargz"
@@ -35,6 +36,15 @@ type Options struct {
 	// layer needs, see FS.Collect; 0: 10 GiB, below 0: none.
 	KeepBytes int64
 
+	// ProfileDir keeps what steps have read of layers, see package profile; "":
+	// Root/profiles. Several daemons may share it, and it may be a copy of another
+	// machine's.
+	ProfileDir string
+	// NoProfiles turns them off.
+	NoProfiles bool
+	// OnError, when set, is told of errors that no caller sees. It must not block.
+	OnError func(error)
+
 	// Layer is for all layers: sizes of caches, prefetch, background fetch.
 	Layer layer.Options
 	// Blob is for all blobs: connections and time limits. Its Root is ours.
@@ -55,6 +65,12 @@ func (o Options) withDefaults() (Options, error) {
 	if o.HostsOf == nil {
 		hosts := o.Hosts
 		o.HostsOf = func(reference, _ string) blob.Hosts { return hosts(reference) }
+	}
+	if o.ProfileDir == "" {
+		o.ProfileDir = filepath.Join(o.Root, "profiles")
+	}
+	if o.OnError == nil {
+		o.OnError = func(error) {}
 	}
 	if o.TTL == 0 {
 		o.TTL = 2 * time.Minute

@@ -1,0 +1,134 @@
+package layer
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// maxRecorded bounds the ranges of one recording.
+const maxRecorded = 16 << 10
+
+// Range is a part of the blob, in bytes.
+type Range struct{ Off, Size int64 }
+
+// Recording notes what reads need of a layer, once each, in their order. Safe
+// for concurrent use.
+type Recording struct {
+	l     *Layer
+	whole bool
+
+	mu     sync.Mutex
+	seen   []uint64 // members, a bit each
+	ranges []Range
+}
+
+// Record begins to note the members that are read. Stop it.
+func (l *Layer) Record() *Recording {
+	r := &Recording{l: l, whole: l.stats.reads.Load() == 0}
+	l.recorders.change(func(all []*Recording) []*Recording { return append(all, r) })
+	return r
+}
+
+// Stop ends the recording. whole says that nothing was read of the layer before:
+// what the kernel remembers of earlier reads is not asked for again, and so not
+// noted.
+func (r *Recording) Stop() (ranges []Range, whole bool) {
+	r.l.recorders.change(func(all []*Recording) []*Recording {
+		return slices.DeleteFunc(all, func(o *Recording) bool { return o == r })
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ranges, r.whole
+}
+
+// note takes a read of a member into account.
+func (r *Recording) note(member uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	word, bit := int(member/64), uint64(1)<<(member%64)
+	if word < len(r.seen) && r.seen[word]&bit != 0 {
+		return
+	}
+	m, err := r.l.toc.Member(member)
+	if err != nil || m.Size <= 0 {
+		return
+	}
+	if word >= len(r.seen) {
+		r.seen = append(r.seen, make([]uint64, word+1-len(r.seen))...)
+	}
+	r.seen[word] |= bit
+	if n := len(r.ranges); n > 0 && r.ranges[n-1].Off+r.ranges[n-1].Size == m.Offset {
+		r.ranges[n-1].Size += m.Size
+		return
+	}
+	if len(r.ranges) < maxRecorded {
+		r.ranges = append(r.ranges, Range{m.Offset, m.Size})
+	}
+}
+
+// recorders are the recordings of a layer; replaced as a whole, since reads look at them without a lock.
+type recorders struct {
+	changing sync.Mutex
+	list     atomic.Pointer[[]*Recording]
+}
+
+func (r *recorders) all() []*Recording {
+	if p := r.list.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (r *recorders) change(f func([]*Recording) []*Recording) {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	all := f(slices.Clone(r.all()))
+	r.list.Store(&all)
+}
+
+// note tells all recordings of a read of a member.
+func (r *recorders) note(member uint32) {
+	for _, rec := range r.all() {
+		rec.note(member)
+	}
+}
+
+// Has says whether a range of the blob needs no request. Never blocks.
+func (l *Layer) Has(off, size int64) bool { return l.blob.Present(off, size) }
+
+// Replay fetches ranges behind the caller's back, all at once and the first ones
+// first: somebody knows that they will be read. It stops when ctx or the layer
+// ends. What fails is left to the reads that need it.
+func (l *Layer) Replay(ctx context.Context, ranges []Range) {
+	ranges = slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool {
+		return r.Off < 0 || r.Size <= 0 || r.Off >= l.toc.BlobSize() || l.blob.Present(r.Off, r.Size)
+	})
+	if len(ranges) == 0 {
+		return
+	}
+	var size int64
+	var done []func()
+	for _, r := range ranges {
+		size += r.Size
+		done = append(done, l.windows.start(span{r.Off, r.Off + r.Size}))
+	}
+	land := func() {
+		for _, d := range done {
+			d()
+		}
+	}
+	started := l.start(func() {
+		defer land()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(l.ctx, cancel)()
+		if l.blob.FetchAll(ctx, Prefetch, ranges) == nil {
+			l.stats.prefetched.Add(size)
+		}
+	})
+	if !started {
+		land()
+	}
+}

@@ -1,0 +1,135 @@
+package layer
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazykit/lazykit/estargz"
+)
+
+// rangeOf is the part of the blob that holds a file of one member.
+func (o *opened) rangeOf(path string) Range {
+	m := o.member(path, 0)
+	return Range{m.Offset, m.Size}
+}
+
+func smallFiles(n int) []file {
+	var files []file
+	for i := range n {
+		files = append(files, file{fmt.Sprintf("f%02d", i), noise(uint64(i), 10_000)})
+	}
+	return files
+}
+
+func TestRecordNotesMembersInTheOrderOfReads(t *testing.T) {
+	o := build(t, estargz.FormatEStargz, smallFiles(6)).open(t, Options{Window: -1})
+	before := o.Record()
+	for _, name := range []string{"f05", "f01", "f05", "f02"} {
+		_, err := o.read(t.Context(), name, 0, 10_000)
+		require.NoError(t, err)
+	}
+	later := o.Record()
+	for _, name := range []string{"f00", "f01"} { // f01 is in the cache of chunks
+		_, err := o.read(t.Context(), name, 0, 100)
+		require.NoError(t, err)
+	}
+	got, whole := before.Stop()
+	require.True(t, whole)
+	joined := o.rangeOf("f01")
+	joined.Size += o.rangeOf("f02").Size
+	require.Equal(t, []Range{o.rangeOf("f05"), joined, o.rangeOf("f00")}, got, "once each; neighbours read one after the other are one")
+	got, whole = later.Stop()
+	require.False(t, whole, "something was read before it began")
+	joined = o.rangeOf("f00")
+	joined.Size += o.rangeOf("f01").Size
+	require.Equal(t, []Range{joined}, got)
+
+	_, err := o.read(t.Context(), "f04", 0, 100)
+	require.NoError(t, err)
+	again, _ := later.Stop()
+	require.Equal(t, got, again, "it has ended")
+}
+
+func TestRecordOfReadsAtTheSameTime(t *testing.T) {
+	o := build(t, estargz.FormatEStargz, smallFiles(40)).open(t, Options{})
+	r := o.Record()
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			if _, err := o.read(t.Context(), fmt.Sprintf("f%02d", i), 0, 1); err != nil {
+				t.Error(err)
+			}
+			o.Record().Stop()
+		})
+	}
+	wg.Wait()
+	got, _ := r.Stop()
+	var sum, want int64
+	for _, r := range got {
+		sum += r.Size
+	}
+	for i := range 40 {
+		want += o.rangeOf(fmt.Sprintf("f%02d", i)).Size
+	}
+	require.Equal(t, want, sum)
+}
+
+func TestReplay(t *testing.T) {
+	o := build(t, estargz.FormatEStargz, smallFiles(6)).open(t, Options{})
+	ranges := []Range{o.rangeOf("f04"), o.rangeOf("f01")}
+	o.Replay(t.Context(), append([]Range{{-5, 3}, {1 << 40, 5}, {3, 0}}, ranges...))
+	eventually(t, "fetched", func() bool { return o.Has(ranges[0].Off, ranges[0].Size) && o.Has(ranges[1].Off, ranges[1].Size) })
+	require.Equal(t, []fakeRequest{{Prefetch, ranges[0].Off, ranges[0].Size}, {Prefetch, ranges[1].Off, ranges[1].Size}}, o.blob.requests())
+	o.blob.forget()
+	for _, name := range []string{"f04", "f01"} {
+		_, err := o.read(t.Context(), name, 0, 10_000)
+		require.NoError(t, err)
+	}
+	o.Replay(t.Context(), ranges)
+	o.Close()
+	require.Empty(t, o.blob.requests(), "what is there is not asked for")
+}
+
+// A read that needs what a replay brings waits for it, and asks for no neighbours.
+func TestReadsJoinAReplay(t *testing.T) {
+	o := build(t, estargz.FormatEStargz, smallFiles(6)).open(t, Options{})
+	asked, answer := make(chan struct{}), make(chan struct{})
+	o.blob.serveBy(func(ctx context.Context, r fakeRequest) error {
+		if r.prio == Prefetch {
+			close(asked)
+			<-answer
+		}
+		return nil
+	})
+	o.Replay(t.Context(), []Range{o.rangeOf("f03")})
+	<-asked
+	_, err := o.read(t.Context(), "f03", 0, 10)
+	require.NoError(t, err)
+	close(answer)
+	m := o.member("f03", 0)
+	require.Equal(t, fakeRequest{Blocked, m.Offset, m.Size}, o.blob.requests()[1], "the member alone: the rest is known")
+}
+
+func TestReplayEndsWithItsStep(t *testing.T) {
+	o := build(t, estargz.FormatEStargz, smallFiles(6)).open(t, Options{})
+	ended := make(chan struct{})
+	o.blob.serveBy(func(ctx context.Context, r fakeRequest) error {
+		<-ctx.Done()
+		close(ended)
+		return ctx.Err()
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ranges := []Range{o.rangeOf("f03")}
+	o.Replay(ctx, ranges)
+	cancel()
+	<-ended
+
+	o.blob.serveBy(nil)
+	o.Close()
+	o.Replay(t.Context(), ranges) // nothing happens
+	require.Zero(t, o.Info().Prefetched)
+}

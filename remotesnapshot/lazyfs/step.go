@@ -1,0 +1,145 @@
+package lazyfs
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
+	"github.com/lazykit/lazykit/remotesnapshot/profile"
+)
+
+// Step is a build step that runs: what it reads of layers is noted, and what it
+// read of them when it ran before is fetched ahead. Safe for concurrent use.
+type Step struct {
+	fs     *FS
+	id     digest.Digest
+	ctx    context.Context // ends with End
+	cancel context.CancelFunc
+
+	mu    sync.Mutex
+	ended bool
+	uses  []use
+}
+
+// use is a layer that a step may read.
+type use struct {
+	entry     *entry
+	layer     *layer.Layer
+	recording *layer.Recording
+}
+
+// BeginStep begins to follow a step, which profile.StepDigest names. End it.
+func (fs *FS) BeginStep(id digest.Digest) *Step {
+	s := &Step{fs: fs, id: id}
+	s.ctx, s.cancel = context.WithCancel(fs.ctx)
+	return s
+}
+
+// Reads says that the step may read the layers with these digests, which the
+// caller keeps open. It waits for no network and no disk.
+//
+// What other steps read of the same layers at the same time counts for this one
+// as well: the kernel does not say for whom it reads.
+func (s *Step) Reads(layers []digest.Digest) {
+	var added []use
+	for _, dgst := range layers {
+		added = append(added, s.add(s.fs.entriesOf(dgst))...)
+	}
+	if len(added) > 0 && s.fs.profiles != nil {
+		s.fs.inBackground(func() { s.replay(added) })
+	}
+}
+
+// add begins to record the layers of entries that are new to the step.
+func (s *Step) add(entries []*entry) (added []use) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return nil
+	}
+	for _, e := range entries {
+		l := e.content.layer.Load()
+		if l == nil || slices.ContainsFunc(s.uses, func(u use) bool { return u.entry == e }) {
+			continue
+		}
+		s.fs.retain(e)
+		added = append(added, use{e, l, l.Record()})
+	}
+	s.uses = append(s.uses, added...)
+	return added
+}
+
+// replay fetches what the step has read before of layers.
+func (s *Step) replay(uses []use) {
+	var wanted []profile.Wanted
+	for _, u := range uses {
+		ranges, err := s.fs.profiles.Get(u.entry.key.blob, s.id)
+		if err != nil {
+			s.fs.opts.OnError(err)
+			continue
+		}
+		ranges = slices.DeleteFunc(ranges, func(r profile.Range) bool { return u.layer.Has(r.Off, r.Len) })
+		wanted = append(wanted, profile.Wanted{Layer: u.entry.key.blob, Ranges: ranges})
+	}
+	of := make(map[digest.Digest][]layer.Range)
+	for _, f := range profile.Plan(wanted) {
+		of[f.Layer] = append(of[f.Layer], layer.Range{Off: f.Off, Size: f.Len})
+	}
+	for _, u := range uses {
+		u.layer.Replay(s.ctx, of[u.entry.key.blob])
+	}
+}
+
+// End ends the step; completed says that it ran to its end without an error.
+// What it has read is written down behind the caller's back.
+func (s *Step) End(completed bool) {
+	s.mu.Lock()
+	uses := s.uses
+	s.uses, s.ended = nil, true
+	s.mu.Unlock()
+	s.cancel()
+	done := func() {
+		for _, u := range uses {
+			s.fs.release(u.entry)
+		}
+	}
+	read := make([][]profile.Range, len(uses))
+	whole := make([]bool, len(uses))
+	for i, u := range uses {
+		var ranges []layer.Range
+		ranges, whole[i] = u.recording.Stop()
+		for _, r := range ranges {
+			read[i] = append(read[i], profile.Range{Off: r.Off, Len: r.Size})
+		}
+	}
+	if s.fs.profiles == nil || len(uses) == 0 {
+		done()
+		return
+	}
+	started := s.fs.inBackground(func() {
+		defer done()
+		for i, u := range uses {
+			if err := s.fs.profiles.Put(u.entry.key.blob, s.id, read[i], whole[i] && completed); err != nil {
+				s.fs.opts.OnError(err)
+			}
+		}
+	})
+	if !started {
+		done()
+	}
+}
+
+// inBackground runs f in a goroutine that Close waits for; false when the file
+// system is closed.
+func (fs *FS) inBackground(f func()) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.mu.closed {
+		return false
+	}
+	fs.wg.Go(f)
+	return true
+}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/util/bklog"
 
 	"github.com/lazykit/lazykit/remotesnapshot"
@@ -50,6 +51,10 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		// What is kept is the cache manager's to say: a prune means it.
 		KeepBytes: -1,
 		Debug:     opts.Lazy.Debug,
+
+		ProfileDir: opts.Lazy.ProfileDir,
+		NoProfiles: opts.Lazy.NoProfiles,
+		OnError:    func(err error) { bklog.L.WithError(err).Warn("lazy file system") },
 		Layer: layer.Options{
 			PrefetchSize:    opts.Lazy.PrefetchSize,
 			BackgroundFetch: opts.Lazy.BackgroundFetch,
@@ -84,6 +89,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		snapshotter: sn,
 		resolve:     remotesnapshot.ResolveViews,
 		lazy:        fs,
+		follow:      func(e executor.Executor) executor.Executor { return followed{e, fs} },
 		blobs:       filepath.Join(dir, contentDir, "blobs"),
 		collect:     rest.run,
 		stalled:     traffic.stalled,

@@ -87,6 +87,10 @@ type LazyOptions struct {
 	FetchTimeout time.Duration
 	// MinWait and MaxWait bound the pause before a request is made again.
 	MinWait, MaxWait time.Duration
+	// ProfileDir keeps what steps have read of layers; empty: below Options.Root.
+	ProfileDir string
+	// NoProfiles turns that off.
+	NoProfiles bool
 	// Debug logs each FUSE message.
 	Debug bool
 }

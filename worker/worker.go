@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/executor"
 	imageexporter "github.com/moby/buildkit/exporter/containerimage"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/util/leaseutil"
@@ -60,6 +61,8 @@ type storage struct {
 	resolve func(snapshots.Snapshotter) snapshots.Snapshotter
 	// lazy mounts layers before they are fetched; may be nil.
 	lazy remotesnapshot.Lazy
+	// follow lets lazy know which steps run; may be nil.
+	follow func(executor.Executor) executor.Executor
 	// blobs is where the content store keeps blobs, if lazy can make them local.
 	blobs string
 	// collect frees what the snapshotter keeps beside the database; may be nil.
@@ -155,6 +158,10 @@ func workerOpt(dir string, opts Options, p *parts) (base.WorkerOpt, error) {
 		client = p.storage.resolve(client)
 	}
 	sn := containerdsnapshot.NewSnapshotter(p.storage.name, client, namespace, opts.IDMapping)
+	steps := p.exec.executor
+	if p.storage.follow != nil {
+		steps = p.storage.follow(steps)
+	}
 	wopt := base.WorkerOpt{
 		ID:               id,
 		Root:             dir,
@@ -164,7 +171,7 @@ func workerOpt(dir string, opts Options, p *parts) (base.WorkerOpt, error) {
 		BuildkitVersion:  opts.BuildkitVersion,
 		NetworkProviders: p.exec.networks,
 		ProxyProvider:    p.exec.proxy,
-		Executor:         p.exec.executor,
+		Executor:         steps,
 		Snapshotter:      sn,
 		ContentStore:     blobs,
 		Applier:          winlayers.NewFileSystemApplierWithWindows(blobs, apply.NewFileSystemApplier(blobs)),

@@ -19,7 +19,12 @@ type stargzConfig struct {
 	NoBackgroundFetch *bool `toml:"no_background_fetch"`
 	TTL               int64 `toml:"resolve_result_entry_ttl_sec"`
 	Debug             bool  `toml:"debug"`
-	Blob              struct {
+
+	// stargz-snapshotter has no such keys, see ownStargz.
+	ProfileDir string `toml:"profile_dir"`
+	NoProfiles bool   `toml:"no_profiles"`
+
+	Blob struct {
 		FetchTimeout int64 `toml:"fetching_timeout_sec"`
 		RequestSize  int64 `toml:"prefetch_chunk_size"`
 		MinWait      int64 `toml:"min_wait_msec"`
@@ -66,6 +71,9 @@ var inertStargz = map[string]string{
 	"fuse.merge_worker_count":             noMerging,
 }
 
+// ownStargz are the keys that only we have. Stock ignores them.
+var ownStargz = []string{"profile_dir", "no_profiles"}
+
 // parseStargz reads the table. The warnings name keys without effect; a key that
 // is unknown to stargz-snapshotter is an error.
 func parseStargz(table map[string]any) (_ worker.LazyOptions, warnings []string, _ error) {
@@ -100,6 +108,8 @@ func (c stargzConfig) options() worker.LazyOptions {
 		FetchTimeout:    time.Duration(c.Blob.FetchTimeout) * time.Second,
 		MinWait:         time.Duration(c.Blob.MinWait) * time.Millisecond,
 		MaxWait:         time.Duration(c.Blob.MaxWait) * time.Millisecond,
+		ProfileDir:      c.ProfileDir,
+		NoProfiles:      c.NoProfiles,
 		Debug:           c.Debug,
 	}
 }

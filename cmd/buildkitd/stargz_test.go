@@ -23,6 +23,11 @@ import (
 func TestStargzKeysAreStocks(t *testing.T) {
 	stock := stargzSnapshotterKeys(t)
 	ours := honouredStargz()
+	for _, key := range ownStargz {
+		require.True(t, ours[key], "%s is not honoured", key)
+		require.False(t, stock[key], "%s is stock's", key)
+		delete(ours, key)
+	}
 	for key, why := range inertStargz {
 		require.False(t, ours[key], "%s is honoured and inert", key)
 		require.NotEmpty(t, why)
@@ -86,6 +91,8 @@ prefetch_size = 1000
 no_background_fetch = false
 resolve_result_entry_ttl_sec = 7
 debug = true
+profile_dir = "/srv/profiles"
+no_profiles = true
 [blob]
 fetching_timeout_sec = 30
 prefetch_chunk_size = 5000
@@ -93,6 +100,7 @@ min_wait_msec = 20
 max_wait_msec = 4000
 `,
 			want: worker.LazyOptions{PrefetchSize: 1000, BackgroundFetch: true, TTL: 7 * time.Second, Debug: true,
+				ProfileDir: "/srv/profiles", NoProfiles: true,
 				FetchTimeout: 30 * time.Second, RequestSize: 5000, MinWait: 20 * time.Millisecond, MaxWait: 4 * time.Second},
 		},
 		{name: "background fetch is asked for by its absence only", file: "no_background_fetch = true"},

@@ -18,7 +18,7 @@ variable "BASE_IMAGE" {
   default = "debian:bookworm-slim"
 }
 
-# Directory with buildkitd and buildctl, for image-local.
+# Directory with buildkitd, buildctl and lazyctl, for image-local.
 variable "BINARIES" {
   default = "./bin"
 }

@@ -62,7 +62,7 @@ func bakeImage(t *testing.T, f *fixture) string {
 	must(t, err)
 
 	binaries := t.TempDir()
-	for name, from := range map[string]string{"buildkitd": f.programs.Buildkitd, "buildctl": f.programs.Buildctl} {
+	for name, from := range map[string]string{"buildkitd": f.programs.Buildkitd, "buildctl": f.programs.Buildctl, "lazyctl": f.programs.Lazyctl} {
 		data, err := os.ReadFile(from)
 		must(t, err)
 		must(t, os.WriteFile(filepath.Join(binaries, name), data, 0o755))
@@ -82,7 +82,7 @@ func checkImage(t *testing.T, e *engine) {
 	got := e.docker(t, "image", "inspect", "--format",
 		"{{json .Config.Entrypoint}} {{json .Config.Volumes}}", imageTag)
 	wantText(t, "entry point and volumes", strings.TrimSpace(got), `["/usr/bin/buildkitd"] {"/var/lib/buildkit":{}}`)
-	programs := "buildctl buildkit-runc buildkit-cni-bridge git ssh pigz fusermount3 iptables buildctl-daemonless.sh"
+	programs := "buildctl lazyctl buildkit-runc buildkit-cni-bridge git ssh pigz fusermount3 iptables buildctl-daemonless.sh"
 	e.docker(t, "run", "--rm", "--network", "none", "--entrypoint", "sh", imageTag, "-ec",
 		"for p in "+programs+"; do command -v $p || { echo $p is missing; exit 1; }; done")
 }

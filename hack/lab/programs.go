@@ -20,9 +20,10 @@ const stockVersion = "v0.33.1"
 type Programs struct {
 	Buildkitd string
 	Buildctl  string
+	Lazyctl   string // of ours only
 }
 
-// Ours builds this repository's buildkitd, and BuildKit's buildctl. Go's own
+// Ours builds this repository's buildkitd and lazyctl, and BuildKit's buildctl. Go's own
 // cache makes it quick when nothing changed.
 func Ours(ctx context.Context) (Programs, error) {
 	daemon, err := goBuild(ctx, "buildkitd", "./cmd/buildkitd")
@@ -33,7 +34,11 @@ func Ours(ctx context.Context) (Programs, error) {
 	if err != nil {
 		return Programs{}, err
 	}
-	return Programs{Buildkitd: daemon, Buildctl: ctl}, nil
+	tool, err := goBuild(ctx, "lazyctl", "./cmd/lazyctl")
+	if err != nil {
+		return Programs{}, err
+	}
+	return Programs{Buildkitd: daemon, Buildctl: ctl, Lazyctl: tool}, nil
 }
 
 // Stock builds BuildKit's own buildkitd and buildctl, once for each cache, from

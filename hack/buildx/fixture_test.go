@@ -93,12 +93,10 @@ func makeFixture(ctx context.Context) (*fixture, error) {
 // makePrograms builds the daemon, unless LAZYKIT_BUILDKITD names one.
 func (f *fixture) makePrograms(ctx context.Context) error {
 	var err error
-	if daemon := os.Getenv("LAZYKIT_BUILDKITD"); daemon != "" {
-		f.programs, err = lab.Stock(ctx)
-		f.programs.Buildkitd = daemon
-		return err
-	}
 	f.programs, err = lab.Ours(ctx)
+	if daemon := os.Getenv("LAZYKIT_BUILDKITD"); daemon != "" {
+		f.programs.Buildkitd = daemon
+	}
 	return err
 }
 

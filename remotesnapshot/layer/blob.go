@@ -33,6 +33,9 @@ type Blob interface {
 	ReadAt(ctx context.Context, p Priority, dst []byte, off int64) (int, error)
 	// Fetch makes a range present: its missing parts, single-flight.
 	Fetch(ctx context.Context, p Priority, off, size int64) error
+	// Start is Fetch in two steps: from its return on, other demands join this one.
+	// wait must be called once.
+	Start(p Priority, off, size int64) (wait func(ctx context.Context) error)
 	// Present says whether a range needs no request. Never blocks.
 	Present(off, size int64) bool
 	// Drop forgets a range whose bytes have proved wrong.

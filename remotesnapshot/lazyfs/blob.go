@@ -27,6 +27,10 @@ func (b layerBlob) Fetch(ctx context.Context, p layer.Priority, off, size int64)
 	return b.Blob.Fetch(ctx, priorities[p], off, size)
 }
 
+func (b layerBlob) Start(p layer.Priority, off, size int64) (wait func(ctx context.Context) error) {
+	return b.Blob.Start(priorities[p], off, size)
+}
+
 func (b layerBlob) Complete(ctx context.Context, p layer.Priority) error {
 	return b.Blob.Complete(ctx, priorities[p])
 }

@@ -44,7 +44,7 @@ var allowance = [clues]int64{
 	byProgram: 24 << 20,
 	byInclude: 1 << 20,
 	byImport:  2 << 20,
-	bySource:  128 << 10,
+	bySource:  256 << 10,
 	byPackage: 8 << 20,
 	byHabit:   1 << 20,
 }

@@ -117,17 +117,34 @@ func (e *entry) pread(dst []byte, off int64) (int, error) {
 // Fetch makes a range present, without reading it; what lies behind the end of
 // the blob is not missed. Errors are those of ReadAt.
 func (b *Blob) Fetch(ctx context.Context, p Priority, off, size int64) error {
+	return b.Start(p, off, size)(ctx)
+}
+
+// Start is Fetch in two steps. When it returns, the range is asked for, so that a
+// Fetch of a part of it joins in, and returns with the part. wait must be called
+// once: it ends the interest in the range.
+func (b *Blob) Start(p Priority, off, size int64) (wait func(ctx context.Context) error) {
+	d, err := b.startDemand(p, off, size)
+	return func(ctx context.Context) error {
+		if d == nil {
+			return err
+		}
+		return b.await(ctx, d)
+	}
+}
+
+func (b *Blob) startDemand(p Priority, off, size int64) (*demand, error) {
 	if off < 0 || size < 0 {
-		return fmt.Errorf("fetch blob %s: bad range %d+%d", b.dgst, off, size)
+		return nil, fmt.Errorf("fetch blob %s: bad range %d+%d", b.dgst, off, size)
 	}
 	if b.released.Load() {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	s := span{off, off + size}
 	if s.hi < off {
 		s.hi = unknownEnd
 	}
-	return b.get(ctx, p, s)
+	return b.demand(demand{prio: p, span: s})
 }
 
 // Range is a part of a blob, in bytes.

@@ -208,6 +208,24 @@ func TestBytesAreUsableAsTheyArrive(t *testing.T) {
 	require.Equal(t, 2, r.reg.Requests())
 }
 
+// A part of a range that was started is answered before the whole, by its request.
+func TestStart(t *testing.T) {
+	r := newRig(t, 8*mib)
+	b := r.open()
+	r.reads(b, blob.Blocked, 0, 1) // the size
+	r.reg.Fault(blobtest.Fault{Stall: true, After: 64 * kib})
+	wait := b.Start(blob.Blocked, 0, 8*mib)
+	r.reads(b, blob.Blocked, 32*kib, 4*kib)
+	require.Equal(t, 2, r.reg.Requests())
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	require.ErrorIs(t, wait(ctx), context.Canceled)
+	eventually(t, "no flight is left", func() bool { return blob.Flights(b) == 0 })
+
+	require.NoError(t, b.Start(blob.Blocked, 0, 1)(ctx), "it is there")
+	require.Error(t, b.Start(blob.Blocked, -1, 1)(ctx))
+}
+
 func TestLargeRangesAreSplit(t *testing.T) {
 	r := newRig(t, 8*mib)
 	r.opts.RequestSize = mib

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 
@@ -22,6 +23,7 @@ type fakeBlob struct {
 		size      int64
 		local     bool
 		requests  []fakeRequest
+		coming    []*fakeFlight
 		completes int
 		closed    int
 		serve     func(ctx context.Context, r fakeRequest) error // nil: at once
@@ -32,6 +34,13 @@ type fakeBlob struct {
 type fakeRequest struct {
 	prio      Priority
 	off, size int64
+}
+
+// fakeFlight is a range on its way.
+type fakeFlight struct {
+	fakeRequest
+	done chan struct{}
+	err  error
 }
 
 var _ Blob = (*fakeBlob)(nil)
@@ -113,13 +122,45 @@ func (b *fakeBlob) ReadAt(ctx context.Context, p Priority, dst []byte, off int64
 }
 
 func (b *fakeBlob) Fetch(ctx context.Context, p Priority, off, size int64) error {
-	end := min(off+size, int64(len(b.data)))
+	return b.Start(p, off, size)(ctx)
+}
+
+// Start joins a flight that brings all of the range.
+func (b *fakeBlob) Start(p Priority, off, size int64) func(ctx context.Context) error {
 	if b.Present(off, size) {
-		return nil
+		return func(context.Context) error { return nil }
 	}
+	end := min(off+size, int64(len(b.data)))
 	b.mu.Lock()
-	r := fakeRequest{p, off, end - off}
-	b.mu.requests = append(b.mu.requests, r)
+	defer b.mu.Unlock()
+	for _, f := range b.mu.coming {
+		if f.off <= off && end <= f.off+f.size {
+			return func(ctx context.Context) error {
+				select {
+				case <-f.done:
+					return f.err
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		}
+	}
+	f := &fakeFlight{fakeRequest: fakeRequest{p, off, end - off}, done: make(chan struct{})}
+	b.mu.requests = append(b.mu.requests, f.fakeRequest)
+	b.mu.coming = append(b.mu.coming, f)
+	return func(ctx context.Context) error {
+		f.err = b.bring(ctx, f.fakeRequest)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.mu.coming = slices.DeleteFunc(b.mu.coming, func(o *fakeFlight) bool { return o == f })
+		close(f.done)
+		return f.err
+	}
+}
+
+func (b *fakeBlob) bring(ctx context.Context, r fakeRequest) error {
+	off, end := r.off, r.off+r.size
+	b.mu.Lock()
 	serve := b.mu.serve
 	b.mu.Unlock()
 	if serve != nil {

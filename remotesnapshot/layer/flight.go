@@ -29,6 +29,7 @@ type flight struct {
 
 	waiters  int
 	finished bool
+	ahead    bool // nobody has asked for the chunk yet
 	chunks   map[uint32]*buffer
 }
 
@@ -36,9 +37,12 @@ type flight struct {
 // chunk's member, or joins those who do.
 func (l *Layer) load(ctx context.Context, n need, use func(data []byte)) error {
 	for {
-		f, err := l.join(n)
+		f, late, err := l.join(n)
 		if err != nil {
 			return err
+		}
+		if late {
+			l.hurry(ctx, n.member)
 		}
 		found, err := l.wait(ctx, f, n.chunk, use)
 		l.leave(f)
@@ -61,26 +65,38 @@ type need struct {
 	size   int64 // decompressed
 	member uint32
 	upTo   uint32 // the last member that the same read will need
+	ahead  bool   // nobody waits
 }
 
-func (l *Layer) join(n need) (*flight, error) {
+// join returns the flight of a member. late says that it began when nobody waited.
+func (l *Layer) join(n need) (f *flight, late bool, err error) {
 	l.flights.Lock()
 	defer l.flights.Unlock()
 	if f := l.flights.of[n.member]; f != nil {
 		f.waiters++
-		return f, nil
+		late = f.ahead && !n.ahead
+		f.ahead = f.ahead && n.ahead
+		return f, late, nil
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
-	f := &flight{
+	f = &flight{
 		member: n.member, want: n.chunk, size: n.size, upTo: n.upTo,
-		cancel: cancel, done: make(chan struct{}), waiters: 1,
+		cancel: cancel, done: make(chan struct{}), waiters: 1, ahead: n.ahead,
 	}
 	if !l.start(func() { l.fly(ctx, f) }) {
 		cancel()
-		return nil, fmt.Errorf("layer %s: %w", l.blob.Digest(), ErrClosed)
+		return nil, false, fmt.Errorf("layer %s: %w", l.blob.Digest(), ErrClosed)
 	}
 	l.flights.of[n.member] = f
-	return f, nil
+	return f, false, nil
+}
+
+// hurry lets the bytes of a member that were asked for ahead come as those for
+// which somebody waits. An error is the flight's to report.
+func (l *Layer) hurry(ctx context.Context, member uint32) {
+	if m, err := l.toc.Member(member); err == nil {
+		_ = l.blob.Fetch(ctx, Blocked, m.Offset, m.Size)
+	}
 }
 
 // wait returns when the flight has landed or the caller's ctx has ended.
@@ -127,17 +143,19 @@ func (l *Layer) forgetLocked(f *flight) {
 	}
 }
 
-// land publishes the results of f.
-func (l *Layer) land(f *flight, chunks map[uint32]*buffer, err error) {
+// land publishes the results of f, and says whether somebody asked for them.
+func (l *Layer) land(f *flight, chunks map[uint32]*buffer, err error) (asked bool) {
 	l.flights.Lock()
 	f.chunks, f.err, f.finished = chunks, err, true
 	l.forgetLocked(f)
 	free := f.waiters == 0
+	asked = !f.ahead
 	l.flights.Unlock()
 	close(f.done)
 	if free {
 		f.free()
 	}
+	return asked
 }
 
 // free ends the flight's holds on its chunks, when nobody waits any more.
@@ -159,7 +177,18 @@ func (l *Layer) fly(ctx context.Context, f *flight) {
 	for n, b := range chunks {
 		l.pool.keep(chunkKey{l.id, n}, b)
 	}
-	l.land(f, chunks, err)
+	first := l.firstChunk(f, chunks)
+	if first != nil {
+		defer first.acquire().release()
+	}
+	if asked := l.land(f, chunks, err); asked {
+		l.used(f.member)
+	} else if err == nil {
+		l.wishes.decoded(f.member)
+	}
+	if first != nil {
+		l.followFirst(f, first.data)
+	}
 }
 
 // fetchMember makes the member of f present and decompresses it. Bytes that
@@ -181,13 +210,12 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 		if err := l.vouch(ctx); err != nil {
 			return nil, err
 		}
-		if err := l.fetch(ctx, m.Offset, m.Size); err != nil {
+		if err := l.fetch(ctx, Blocked, m.Offset, m.Size); err != nil {
 			return nil, err
 		}
 		// Other chunks of the member may be wrong for good; this one need not be.
 		chunks, err = l.decode(ctx, f, m, f.want, f.want)
 	}
-	l.windows.use(f.member)
 	return chunks, err
 }
 
@@ -200,22 +228,53 @@ func (l *Layer) vouch(ctx context.Context) error {
 	return l.blob.Complete(ctx, Blocked)
 }
 
-// fetchWindow makes the members present that the first waiter needs, and
-// neighbours with them.
+// fetchWindow makes the member present, and asks for what the first waiter will
+// need next, and neighbours, with it. It does not wait for those.
 func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) error {
-	last, hi := l.span(f, m)
-	if l.blob.Present(m.Offset, hi-m.Offset) {
+	if l.blob.Present(m.Offset, m.Size) {
 		return nil
 	}
+	if l.nobodyWaits(f) {
+		return l.fetch(ctx, Prefetch, m.Offset, m.Size)
+	}
+	last, hi := l.span(f, m)
 	off, size, done := l.windows.plan(f.member, last, span{m.Offset, hi}, l.blob.Present)
-	defer done()
-	return l.fetch(ctx, off, size)
+	stop := l.startWindow(off, size, done)
+	l.followMember(f.member)
+	err := l.fetch(ctx, Blocked, m.Offset, m.Size)
+	if err != nil {
+		stop()
+	}
+	return err
 }
 
-// fetch makes a range present for a waiting reader. A disk that takes no bytes is
+func (l *Layer) nobodyWaits(f *flight) bool {
+	l.flights.Lock()
+	defer l.flights.Unlock()
+	return f.ahead
+}
+
+// startWindow asks for a range, parts of which can be waited for by themselves from
+// its return on. The range comes whole even if nobody waits for the rest, unless
+// it is stopped.
+func (l *Layer) startWindow(off, size int64, done func()) (stop func()) {
+	ctx, stop := context.WithCancel(l.ctx)
+	wait := l.blob.Start(Blocked, off, size)
+	rest := func() {
+		defer done()
+		defer stop()
+		_ = wait(ctx) // who needs a part waits for that part, and meets its error
+	}
+	if !l.start(rest) {
+		rest() // the layer is closed, and its context has ended
+	}
+	return stop
+}
+
+// fetch makes a range present for a reader. A disk that takes no bytes is
 // no error here: reading will go past it.
-func (l *Layer) fetch(ctx context.Context, off, size int64) error {
-	err := l.blob.Fetch(ctx, Blocked, off, size)
+func (l *Layer) fetch(ctx context.Context, p Priority, off, size int64) error {
+	err := l.blob.Fetch(ctx, p, off, size)
 	if err == nil || ctx.Err() != nil || cerrdefs.IsUnavailable(err) || cerrdefs.IsNotFound(err) ||
 		cerrdefs.IsUnauthorized(err) || cerrdefs.IsPermissionDenied(err) || cerrdefs.IsResourceExhausted(err) {
 		return err

@@ -34,6 +34,9 @@ type Layer struct {
 		of map[uint32]*flight // by member
 	}
 	windows   *windows
+	wishes    wishes
+	python    python
+	others    atomic.Pointer[func() []*Layer]
 	recorders recorders
 	ahead     readAhead
 	stats     stats

@@ -79,6 +79,9 @@ func (l *Layer) readChunk(ctx context.Context, c uint32, chunk *estargz.Chunk, p
 			return fmt.Errorf("layer %s: chunk %d has %d bytes instead of %d: %w", l.blob.Digest(), c, len(b.data), chunk.Size, estargz.ErrCorrupt)
 		}
 		copy(part, b.data[skip:])
+		if l.wishes.takeDecoded(chunk.Member) {
+			l.used(chunk.Member)
+		}
 		return nil
 	}
 	ctx, cancel := withTimeout(ctx, l.pool.opts.ReadTimeout)

@@ -35,6 +35,10 @@ func (b layerBlob) FetchAll(ctx context.Context, p layer.Priority, ranges []laye
 	return b.Blob.FetchAll(ctx, priorities[p], all)
 }
 
+func (b layerBlob) Start(p layer.Priority, off, size int64) (wait func(ctx context.Context) error) {
+	return b.Blob.Start(priorities[p], off, size)
+}
+
 func (b layerBlob) Complete(ctx context.Context, p layer.Priority) error {
 	return b.Blob.Complete(ctx, priorities[p])
 }

@@ -94,6 +94,7 @@ func (fs *FS) openKept(e *entry, r request) error {
 // adopt makes blob and TOC the layer of e, unless another one was faster.
 func (fs *FS) adopt(e *entry, b layerBlob, toc *estargz.TOC) {
 	l := layer.Open(fs.pool, b, toc)
+	l.SetImage(func() []*layer.Layer { return fs.siblings(e) })
 	if !e.content.layer.CompareAndSwap(nil, l) {
 		l.Close()
 	}

@@ -1,0 +1,259 @@
+package layer
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/estargz/estargztest"
+)
+
+// apart is so many bytes that a file with them is nobody's small neighbour.
+const apart = asideSize + 1<<10
+
+// alone makes a file that is fetched for its own sake only.
+func alone(name string, head string) estargztest.Entry {
+	return estargztest.File(name, append([]byte(head), noise(uint64(len(name)), apart)...))
+}
+
+// openImage opens layers, the lowest first, as those of one image.
+func openImage(t *testing.T, layers ...[]estargztest.Entry) (out []*opened) {
+	t.Helper()
+	for _, entries := range layers {
+		l := estargztest.Build(t, estargztest.Options{Format: estargz.FormatEStargz, ChunkSize: 64 << 10, Level: 1}, entries...)
+		hints, err := estargz.ParseHints(l.Annotations)
+		require.NoError(t, err)
+		out = append(out, built{l.Blob, hints}.open(t, Options{}))
+	}
+	var all []*Layer
+	for _, o := range out {
+		all = append(all, o.Layer)
+	}
+	for _, o := range out {
+		o.SetImage(func() []*Layer { return all })
+	}
+	return out
+}
+
+// has says whether all of a file is present.
+func (o *opened) has(path string) bool {
+	o.t.Helper()
+	v, size, ok := o.wholeFile(o.inode(path))
+	require.True(o.t, ok, path)
+	m, err := o.toc.Member(v.first)
+	require.NoError(o.t, err)
+	return o.blob.Present(m.Offset, size)
+}
+
+// come waits for files that were named, and checks that nobody was held up by them.
+func (o *opened) come(blocked int, paths ...string) {
+	o.t.Helper()
+	for _, p := range paths {
+		eventually(o.t, p, func() bool { return o.has(p) })
+	}
+	for _, r := range o.blob.requests() {
+		if r.prio == Blocked {
+			blocked--
+		}
+	}
+	require.LessOrEqual(o.t, 0, blocked, "requests that somebody waits for")
+}
+
+func TestFollowProgram(t *testing.T) {
+	const dir = "usr/lib/x86_64-linux-gnu/"
+	image := openImage(t,
+		[]estargztest.Entry{
+			alone(dir+"libz.so.1.2", string(elf("", ""))),
+			estargztest.Symlink(dir+"libz.so.1", "libz.so.1.2"),
+			alone(dir+"unused.so", string(elf("", ""))),
+			alone("usr/lib/ld.so", string(elf("", ""))),
+			estargztest.Symlink("lib", "usr/lib"),
+		},
+		[]estargztest.Entry{
+			alone("opt/bin/prog", string(elf("/lib/ld.so", "$ORIGIN/../lib", "libown.so", "liba.so", "libmissing.so"))),
+			alone("opt/lib/libown.so", string(elf("", ""))),
+			estargztest.Symlink(dir+"liba.so", "/etc/alternatives/liba"),
+			estargztest.Symlink("etc/alternatives/liba", "/"+dir+"a/liba.so"),
+			alone(dir+"a/liba.so", string(elf("", "", "libz.so.1", "liba.so"))),
+		})
+	_, err := image[1].read(t.Context(), "opt/bin/prog", 0, 1)
+	require.NoError(t, err)
+	image[1].come(1, "opt/bin/prog", "opt/lib/libown.so", dir+"a/liba.so")
+	image[0].come(0, "usr/lib/ld.so", dir+"libz.so.1.2")
+	require.False(t, image[0].has(dir+"unused.so"))
+}
+
+func TestFollowLargeProgram(t *testing.T) {
+	data := elf("", "", "liba.so")
+	large := append(data[:len(data)-100:len(data)-100], noise(7, 500<<10)...) // the writable part is the first
+	image := openImage(t, []estargztest.Entry{
+		estargztest.File("usr/lib/large.so", large),
+		alone("usr/lib/liba.so", string(elf("", ""))),
+	})
+	o := image[0]
+	o.pool.opts.Window, o.windows.limit = 200<<10, 200<<10
+	_, err := o.read(t.Context(), "usr/lib/large.so", 0, 1)
+	require.NoError(t, err)
+	o.come(1, "usr/lib/liba.so")
+	last := o.member("usr/lib/large.so", int64(len(large)-1))
+	require.False(t, o.blob.Present(last.Offset, last.Size))
+	require.Len(t, o.partsIn(o.inode("usr/lib/large.so"), []span{{0, 1 << 40}}), 3, "no part is longer than a window")
+}
+
+func TestFollowSources(t *testing.T) {
+	const py = "usr/lib/python3.11/"
+	const inc = "usr/include/c++/12/"
+	const src = "usr/local/go/src/"
+	for _, tc := range []struct {
+		name    string
+		read    string
+		come    []string
+		stay    []string
+		entries []estargztest.Entry
+	}{
+		{"module", py + "__pycache__/a.cpython-311.pyc",
+			[]string{py + "a.py", py + "b.py", py + "__pycache__/b.cpython-311.pyc", py + "p/q.py", py + "lib-dynload/_c.cpython-311-x86_64-linux-gnu.so"},
+			[]string{py + "unused.py"},
+			[]estargztest.Entry{
+				alone(py+"__pycache__/a.cpython-311.pyc", ""), alone(py+"__pycache__/b.cpython-311.pyc", ""),
+				alone(py+"a.py", "import b, sys\nfrom _c import *\nfrom .p import q\n"), alone(py+"b.py", ""), alone(py+"unused.py", ""),
+				alone(py+"p/q.py", ""), alone(py+"lib-dynload/_c.cpython-311-x86_64-linux-gnu.so", ""),
+			}},
+		{"header", inc + "a",
+			[]string{inc + "bits/b.h", inc + "bits/c.h", "usr/include/stdio.h", "usr/include/x86_64-linux-gnu/c++/12/bits/config.h", "usr/lib/gcc/x86_64-linux-gnu/12/include/stddef.h"},
+			[]string{inc + "unused.h"},
+			[]estargztest.Entry{
+				alone(inc+"a", "#include <bits/b.h>\n#include <bits/config.h>\n#include <stdio.h>\n#include <stddef.h>\n"),
+				alone(inc+"bits/b.h", "#include \"c.h\"\n"), alone(inc+"bits/c.h", "#include_next <bits/c.h>\n"), alone(inc+"unused.h", ""),
+				alone("usr/include/stdio.h", ""), alone("usr/include/x86_64-linux-gnu/c++/12/bits/config.h", ""),
+				alone("usr/lib/gcc/x86_64-linux-gnu/12/include/stddef.h", ""),
+			}},
+		{"package", src + "a/a.go",
+			[]string{src + "a/b.s", src + "net/http/h.go", src + "vendor/x/x.go"},
+			[]string{src + "net/n.go", src + "net/http/testdata.txt"},
+			[]estargztest.Entry{
+				alone(src+"a/a.go", "package a\nimport (\n\"net/http\"\n\"x\"\n)\n"), alone(src+"a/b.s", ""), alone(src+"net/n.go", ""),
+				alone(src+"net/http/h.go", "import \"net\"\n"), alone(src+"net/http/testdata.txt", ""), alone(src+"vendor/x/x.go", ""),
+			}},
+		{"container", "etc/passwd", []string{"etc/group", "bin/dash"}, []string{"etc/shadow"},
+			[]estargztest.Entry{
+				alone("etc/passwd", ""), alone("etc/group", ""), alone("etc/shadow", ""),
+				alone("bin/dash", ""), estargztest.Symlink("bin/sh", "dash"),
+			}},
+		{"script", "bin/x", []string{"usr/bin/perl", "usr/bin/env"}, nil,
+			[]estargztest.Entry{alone("bin/x", "#!/usr/bin/env perl\n"), alone("usr/bin/perl", ""), alone("usr/bin/env", "")}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o := openImage(t, tc.entries)[0]
+			_, err := o.read(t.Context(), tc.read, 0, 1)
+			require.NoError(t, err)
+			o.come(1, tc.come...)
+			for _, p := range tc.stay {
+				require.False(t, o.has(p), p)
+			}
+		})
+	}
+}
+
+func TestFollowArchives(t *testing.T) {
+	const src, pkg = "go/src/", "go/pkg/linux_amd64/"
+	o := openImage(t, []estargztest.Entry{
+		alone(src+"a/a.go", "import \"net/http\"\n"), alone(src+"net/http/h.go", ""),
+		alone(pkg+"a.a", ""), alone(pkg+"net/http.a", ""), alone(pkg+"net.a", ""),
+	})[0]
+	for _, p := range []string{src + "a/a.go", pkg + "a.a"} {
+		_, err := o.read(t.Context(), p, 0, 1)
+		require.NoError(t, err)
+		o.come(2, p, src+"net/http/h.go")
+	}
+	o.come(2, pkg+"net/http.a")
+	require.False(t, o.has(pkg+"net.a"))
+}
+
+// A program's headers may name anything: no path leads out, or on without end.
+func TestFollowEndlessLinks(t *testing.T) {
+	o := openImage(t, []estargztest.Entry{
+		alone("bin/x", "#!/loop/a "+strings.Repeat("../", 50)+"\n"),
+		estargztest.Symlink("loop", "loop2"), estargztest.Symlink("loop2", "/loop"), estargztest.Symlink("up", "../../bin"),
+	})[0]
+	im, release := o.image()
+	defer release()
+	_, ok := im.file("/loop/a")
+	require.False(t, ok)
+	_, ok = im.file("/bin/x/more")
+	require.False(t, ok)
+	_, ok = im.file("/up/../../up/x")
+	require.True(t, ok)
+	_, err := o.read(t.Context(), "bin/x", 0, 1)
+	require.NoError(t, err)
+}
+
+func TestWishesHaveAnAllowance(t *testing.T) {
+	var w wishes
+	size := allowance[bySource] / 4
+	empty := func() {
+		for len(w.take()) > 0 {
+		}
+	}
+	for i := range uint32(4) {
+		w.add(bySource, wish{inode: i}, size)
+	}
+	require.Len(t, w.take(), 4)
+	require.False(t, w.add(bySource, wish{inode: 10}, size))
+	require.Empty(t, w.take(), "nothing of it was read")
+	require.True(t, w.add(byImport, wish{inode: 11}, size), "another clue has its own")
+	w.wasRead(2)
+	w.wasRead(2)
+	empty()
+	require.True(t, w.add(bySource, wish{inode: 10}, size))
+	empty()
+	require.False(t, w.add(bySource, wish{inode: 10}, 0), "once for each file")
+	require.True(t, w.named("a"))
+	require.False(t, w.named("a"))
+}
+
+func TestWishesAreJoined(t *testing.T) {
+	w := newWindows(nil, 10*wishGap)
+	done := 0
+	wanted := func(lo, hi int64) wishRange { return wishRange{span{lo, hi}, []uint32{0}, func() { done++ }} }
+	none := func(off, size int64) bool { return false }
+	out := joinRanges([]wishRange{wanted(900, 1000), wanted(0, 100), wanted(50, 120), wanted(wishGap+1001, wishGap+1002)}, w, none)
+	require.Len(t, out, 2)
+	require.Equal(t, span{0, 1000}, out[0].span)
+	require.Len(t, out[0].files, 3)
+	require.True(t, w.comes(span{200, 900}))
+	out[0].done()
+	require.Equal(t, 3, done)
+	require.False(t, w.touches(span{0, 1000}))
+	out = joinRanges([]wishRange{wanted(0, 100), wanted(200, 300), wanted(20*wishGap, 20*wishGap+1)}, w, func(off, size int64) bool { return off == 100 })
+	require.Len(t, out, 3, "what lies between is present")
+}
+
+// Who reads what was decompressed ahead is seen as a reader.
+func TestReadsOfWhatCameAhead(t *testing.T) {
+	o := openImage(t, []estargztest.Entry{
+		alone("bin/x", "#!/bin/y\n"), alone("bin/y", "#!/bin/z\n"), alone("bin/z", ""),
+	})[0]
+	balance := func() int64 {
+		o.wishes.mu.Lock()
+		defer o.wishes.mu.Unlock()
+		return o.wishes.mu.balance[byProgram]
+	}
+	_, err := o.read(t.Context(), "bin/x", 0, 1)
+	require.NoError(t, err)
+	o.come(1, "bin/y", "bin/z")
+	require.Negative(t, balance())
+	for _, p := range []string{"bin/y", "bin/z"} {
+		eventually(t, "it is decompressed", func() bool {
+			o.flights.Lock()
+			defer o.flights.Unlock()
+			return len(o.flights.of) == 0
+		})
+		_, err := o.read(t.Context(), p, 0, 1)
+		require.NoError(t, err)
+	}
+	require.Positive(t, balance())
+	require.Len(t, o.blob.requests(), 3)
+}

@@ -1,0 +1,349 @@
+package layer
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lazykit/lazykit/estargz"
+)
+
+// A wish is a file that will probably be read soon, since another one that was
+// read names it (follow.go). Wishes are fetched side by side, while the process
+// that will read them goes on, and are looked into for more. Blocked reads come
+// first: they take connections that wishes don't get (package blob).
+
+const (
+	// wishPause is how long wishes are gathered: those of one file, or of some
+	// that arrived together, go into common requests.
+	wishPause = 2 * time.Millisecond
+	// wishGap is how many bytes that nobody asked for may lie between two wishes
+	// of one request.
+	wishGap = 64 << 10
+	// maxWished bounds the files of a layer that are wished for, in its life.
+	maxWished = 32 << 10
+)
+
+// clue is how a file named another one.
+type clue uint8
+
+const (
+	byProgram clue = iota // a loader or a library
+	byInclude             // a header
+	byImport              // a module
+	bySource              // the source beside a compiled module
+	byPackage             // a package of sources
+	byHabit               // what every container reads
+	clues
+)
+
+// allowance is how many bytes may have been wished for by a clue without being
+// read, beyond as many as were: so a clue that proves wrong ends by itself, and
+// one that proves right has no bound.
+var allowance = [clues]int64{
+	byProgram: 24 << 20,
+	byInclude: 1 << 20,
+	byImport:  2 << 20,
+	bySource:  256 << 10,
+	byPackage: 8 << 20,
+	byHabit:   1 << 20,
+}
+
+// wish is a file, or parts of it.
+type wish struct {
+	inode       uint32
+	first, last uint32 // members
+}
+
+// wishes of a layer.
+type wishes struct {
+	mu struct {
+		sync.Mutex
+		seen    map[uint32]struct{} // files wished for or followed
+		unread  map[uint32]wished
+		balance [clues]int64        // bytes read, less those that were not
+		names   map[string]struct{} // packages looked for
+		waiting []wish
+		running bool
+		imports []string            // packages of Go that sources import
+		decoded map[uint32]struct{} // members decompressed that nobody has read yet
+	}
+}
+
+// wished is what is remembered of a file until it is read.
+type wished struct {
+	clue clue
+	size int64
+}
+
+// followed says, once for each file, that it is to be looked into.
+func (w *wishes) followed(inode uint32) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.seeLocked(inode | followedBit)
+}
+
+// followedBit tells files that were looked into from files wished for.
+const followedBit = 1 << 31
+
+func (w *wishes) seeLocked(key uint32) bool {
+	if w.mu.seen == nil {
+		w.mu.seen = map[uint32]struct{}{}
+		w.mu.unread = map[uint32]wished{}
+		w.mu.decoded = map[uint32]struct{}{}
+	}
+	if _, ok := w.mu.seen[key]; ok || len(w.mu.seen) >= 2*maxWished {
+		return false
+	}
+	w.mu.seen[key] = struct{}{}
+	return true
+}
+
+// mayLocked says whether a clue that names size bytes is followed.
+func (w *wishes) mayLocked(c clue, size int64) bool {
+	return size-w.mu.balance[c] <= allowance[c]
+}
+
+// may is mayLocked.
+func (w *wishes) may(c clue, size int64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mayLocked(c, size)
+}
+
+// named says, once for each name, that it is to be looked for.
+func (w *wishes) named(name string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.mu.names[name]; ok || len(w.mu.names) >= maxWished {
+		return false
+	}
+	if w.mu.names == nil {
+		w.mu.names = map[string]struct{}{}
+	}
+	w.mu.names[name] = struct{}{}
+	return true
+}
+
+// imported notes that sources import a package.
+func (w *wishes) imported(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.mu.imports) < maxPackage {
+		w.mu.imports = append(w.mu.imports, name)
+	}
+}
+
+// packages lists them, once.
+func (w *wishes) packages() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := w.mu.imports
+	w.mu.imports = nil
+	return out
+}
+
+// add queues a wish for a file of size bytes. start is true when nobody
+// works on the queue.
+func (w *wishes) add(c clue, v wish, size int64) (start bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.mayLocked(c, size) || !w.seeLocked(v.inode) {
+		return false
+	}
+	w.mu.unread[v.inode] = wished{c, size}
+	w.mu.balance[c] -= size
+	return w.queueLocked(v)
+}
+
+// addPart queues parts of a file that is being read.
+func (w *wishes) addPart(v wish) (start bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.queueLocked(v)
+}
+
+func (w *wishes) queueLocked(v wish) (start bool) {
+	w.mu.waiting = append(w.mu.waiting, v)
+	start = !w.mu.running
+	w.mu.running = true
+	return start
+}
+
+// take empties the queue; the work on it is over when nothing is there.
+func (w *wishes) take() []wish {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := w.mu.waiting
+	w.mu.waiting = nil
+	w.mu.running = len(out) > 0
+	return out
+}
+
+// wasRead notes that a file was read.
+func (w *wishes) wasRead(inode uint32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if v, ok := w.mu.unread[inode]; ok {
+		delete(w.mu.unread, inode)
+		w.mu.balance[v.clue] += 2 * v.size
+	}
+}
+
+// decoded notes that a member was decompressed before somebody asked for it.
+func (w *wishes) decoded(m uint32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mu.decoded != nil && len(w.mu.decoded) < maxWished {
+		w.mu.decoded[m] = struct{}{}
+	}
+}
+
+// takeDecoded says whether this is the first read of such a member.
+func (w *wishes) takeDecoded(m uint32) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.mu.decoded[m]
+	delete(w.mu.decoded, m)
+	return ok
+}
+
+// wish asks for a file ahead of its reader. l is held by the caller.
+func (l *Layer) wish(c clue, inode uint32) {
+	if l.blob.Local() || l.pool.opts.Window <= 0 {
+		return
+	}
+	v, size, ok := l.wholeFile(inode)
+	if ok && l.wishes.add(c, v, size) {
+		l.startWishes()
+	}
+}
+
+func (l *Layer) startWishes() {
+	if !l.start(l.grant) {
+		l.wishes.take()
+	}
+}
+
+// wholeFile is the wish for a file: all of it, or its beginning when it is larger
+// than a window.
+func (l *Layer) wholeFile(inode uint32) (v wish, size int64, ok bool) {
+	c, n, err := l.toc.FileChunks(inode)
+	if err != nil || n == 0 {
+		return v, 0, false
+	}
+	var from, to estargz.Chunk
+	if l.toc.Chunk(c, &from) != nil || l.toc.Chunk(c+n-1, &to) != nil || from.Zeros || to.Zeros || to.Member < from.Member {
+		return v, 0, false
+	}
+	v = wish{inode, from.Member, to.Member}
+	lo, err1 := l.toc.Member(v.first)
+	hi, err2 := l.toc.Member(v.last)
+	if err1 != nil || err2 != nil || hi.Offset < lo.Offset {
+		return v, 0, false
+	}
+	if size = hi.Offset + hi.Size - lo.Offset; size > l.pool.opts.Window {
+		v.last, size = v.first, lo.Size
+	}
+	return v, size, true
+}
+
+// grant fetches what is wished for until nothing is left.
+func (l *Layer) grant() {
+	for sleep(l.ctx, wishPause) {
+		waiting := l.wishes.take()
+		if len(waiting) == 0 {
+			return
+		}
+		for _, r := range l.planWishes(waiting) {
+			l.start(func() { l.fetchWishes(r) })
+		}
+	}
+}
+
+// wishRange is one request for several wishes.
+type wishRange struct {
+	span
+	files []uint32 // to be looked into
+	done  func()
+}
+
+// planWishes chooses the requests.
+func (l *Layer) planWishes(waiting []wish) []wishRange {
+	var ranges []wishRange
+	for _, v := range waiting {
+		r, ok := l.missing(v)
+		if !ok {
+			continue
+		}
+		w := wishRange{span: r.span, files: []uint32{v.inode}, done: func() {}}
+		if r.hi > r.lo {
+			off, size, done := l.windows.plan(r.first, r.last, r.span, l.blob.Present)
+			w.span, w.done = span{off, off + size}, done
+		}
+		ranges = append(ranges, w)
+	}
+	return joinRanges(ranges, l.windows, l.blob.Present)
+}
+
+// missing is the part of a wish that is not present, empty when all is.
+func (l *Layer) missing(v wish) (w window, ok bool) {
+	w = window{first: v.first, last: v.last}
+	for n := v.first; n <= v.last; n++ {
+		m, err := l.toc.Member(n)
+		if err != nil {
+			return w, false
+		}
+		if l.blob.Present(m.Offset, m.Size) {
+			continue
+		}
+		if w.hi == 0 {
+			w.first, w.lo = n, m.Offset
+		}
+		if m.Offset < w.lo {
+			return w, false
+		}
+		w.last, w.hi = n, m.Offset+m.Size
+	}
+	return w, true
+}
+
+// joinRanges makes one request of neighbours, where nothing between them is
+// present or on its way.
+func joinRanges(ranges []wishRange, w *windows, present func(off, size int64) bool) (out []wishRange) {
+	slices.SortStableFunc(ranges, func(a, b wishRange) int { return int(min(max(a.lo-b.lo, -1), 1)) })
+	for _, r := range ranges {
+		n := len(out) - 1
+		if n < 0 || out[n].hi == 0 || r.hi == 0 || r.lo-out[n].hi > wishGap || max(r.hi, out[n].hi)-out[n].lo > w.limit ||
+			r.lo > out[n].hi && (w.touches(span{out[n].hi, r.lo}) || present(out[n].hi, r.lo-out[n].hi)) {
+			out = append(out, r)
+			continue
+		}
+		between, first, second := func() {}, out[n].done, r.done
+		if r.lo > out[n].hi {
+			between = w.start(span{out[n].hi, r.lo})
+		}
+		out[n].hi = max(out[n].hi, r.hi)
+		out[n].files = append(out[n].files, r.files...)
+		out[n].done = func() { first(); second(); between() }
+	}
+	return out
+}
+
+// fetchWishes fetches a range and looks into its files. Errors are left to the
+// reads that will need the bytes.
+func (l *Layer) fetchWishes(r wishRange) {
+	if r.hi > r.lo {
+		err := l.blob.Fetch(l.ctx, Prefetch, r.lo, r.hi-r.lo)
+		r.done()
+		if err != nil {
+			return
+		}
+		l.stats.prefetched.Add(r.hi - r.lo)
+	}
+	for _, inode := range r.files {
+		if l.ctx.Err() == nil {
+			l.look(inode)
+		}
+	}
+}

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -199,11 +197,9 @@ func (t *trial) daemon(ctx context.Context, args ...func(*lab.DaemonOptions)) (*
 	for _, r := range t.registries {
 		opts.Registries = append(opts.Registries, r.Link)
 	}
-	if t.logs != "" {
-		if err := os.MkdirAll(t.logs, 0o755); err != nil {
-			return nil, fmt.Errorf("make the logs' directory: %w", err)
-		}
-		opts.Log = filepath.Join(t.logs, t.log)
+	var err error
+	if opts.Log, err = logFile(t.logs, t.log); err != nil {
+		return nil, err
 	}
 	for _, f := range args {
 		f(&opts)
@@ -218,20 +214,11 @@ func (t *trial) daemon(ctx context.Context, args ...func(*lab.DaemonOptions)) (*
 
 // dir makes a directory that end removes.
 func (t *trial) dir() (string, error) {
-	cache, err := lab.CacheDir()
-	if err != nil {
-		return "", err
+	dir, err := benchDir()
+	if err == nil {
+		t.dirs = append(t.dirs, dir)
 	}
-	run := filepath.Join(cache, "run")
-	if err := os.MkdirAll(run, 0o755); err != nil {
-		return "", fmt.Errorf("make a directory: %w", err)
-	}
-	dir, err := os.MkdirTemp(run, "bench-")
-	if err != nil {
-		return "", fmt.Errorf("make a directory: %w", err)
-	}
-	t.dirs = append(t.dirs, dir)
-	return dir, nil
+	return dir, err
 }
 
 // emptyRegistry starts another registry, behind a link of the same shape.
@@ -261,10 +248,7 @@ func (t *trial) end() error {
 	for _, r := range t.registries {
 		r.Stop()
 	}
-	for _, dir := range t.dirs {
-		errs = append(errs, os.RemoveAll(dir))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, removeAll(t.dirs))...)
 }
 
 // measure runs f and says what it cost on daemon d and the registries.

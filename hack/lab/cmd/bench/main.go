@@ -13,26 +13,38 @@ import (
 
 const usage = `usage: hack/bench COMMAND [FLAGS]
 
-  cold   first build of a machine: a fresh daemon, nothing in its cache
-  limit  the least that those builds can take, beside what they do take
-  cache  what the cache manager does: mixed chains, steps, merges, pushes, caches
+  cold    first build of a machine: a fresh daemon, nothing in its cache
+  limit   the least that those builds can take, beside what they do take
+  scan    first build of a machine that reads everything
+  share   first builds that read 1 to 100 % of the base, and a plot
+  warm    steps on a base that the kernel knows already
+  steps   ten small steps
+  memory  50 images with two million entries, mounted
+  export  the tar of a lazy base, for docker
+  cache   what the cache manager does: mixed chains, merges, pushes, caches
 
 hack/bench COMMAND -h shows the flags. Figures depend on the machine: compare the
 rows of one run, not of two.
 `
 
-var commands = map[string]func(context.Context, []string) error{
-	"cold": runCold, "limit": runLimit, "cache": runCacheBench,
+// command finds what a name stands for; nil without.
+func command(name string) func(context.Context, []string) error {
+	for _, c := range suites {
+		if c.id == name {
+			return c.run
+		}
+	}
+	return map[string]func(context.Context, []string) error{"cold": runCold, "limit": runLimit}[name]
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
+	if len(os.Args) < 2 || command(os.Args[1]) == nil {
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
 	}
-	if err := commands[os.Args[1]](ctx, os.Args[2:]); err != nil {
+	if err := command(os.Args[1])(ctx, os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

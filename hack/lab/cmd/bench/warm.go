@@ -163,7 +163,8 @@ func warmPasses(all []interval, looks []look, count bool) (seconds []float64, di
 		return nil, 0, fmt.Errorf("%d passes, not %d", len(all), repeats)
 	}
 	for _, p := range all[1:] {
-		if count && written(looks, p) >= pageReply {
+		if n := written(looks, p); count && n >= pageReply {
+			lab.Logf("a pass of %.2f s was not warm: the daemon wrote %d bytes", p.to.Sub(p.from).Seconds(), n)
 			discarded++
 			continue
 		}

@@ -3,7 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
+
+	"github.com/moby/buildkit/client/llb"
 
 	"github.com/lazykit/lazykit/hack/lab"
 )
@@ -51,10 +52,13 @@ func runMemory(ctx context.Context, t *trial) error {
 	if err != nil {
 		return err
 	}
-	res, cost, err := t.build(ctx, d, lab.BuildOptions{
-		Dockerfile: "FROM " + t.on(base) + " AS work\nRUN " + mounts + " mkdir /out && find /m -mindepth 2 | wc -l > /out/result\nFROM scratch\nCOPY --from=work /out/ /\n",
-		OutputDir:  out,
-	})
+	step := llb.Image(t.on(base)).Run(append(mounts, llb.Args([]string{"/bin/sh", "-c", "find /m -mindepth 2 | wc -l > /out/result"}),
+		llb.AddEnv("PATH", "/usr/bin:/bin"))...)
+	def, err := step.AddMount("/out", llb.Scratch()).Marshal(ctx)
+	if err != nil {
+		return fmt.Errorf("describe the build: %w", err)
+	}
+	res, cost, err := t.build(ctx, d, lab.BuildOptions{Definition: def, OutputDir: out})
 	if err != nil {
 		return err
 	}
@@ -70,18 +74,19 @@ func runMemory(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// entryImages pushes the images, and returns the flags that mount them.
-func (t *trial) entryImages(ctx context.Context) (string, error) {
-	var flags strings.Builder
+// entryImages pushes the images, and returns the options that mount them. A build
+// would digest all that is in a mount first, and keep that in memory, unless it is
+// told not to.
+func (t *trial) entryImages(ctx context.Context) (mounts []llb.RunOption, err error) {
 	for i := range memoryImages {
 		img, err := lab.EntriesImage(ctx, i, memoryEntries)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if _, err := lab.Push(ctx, t.registry.Direct, img); err != nil {
-			return "", err
+			return nil, err
 		}
-		fmt.Fprintf(&flags, "--mount=type=bind,from=%s,target=/m/%d ", t.on(img), i)
+		mounts = append(mounts, llb.AddMount(fmt.Sprintf("/m/%d", i), llb.Image(t.on(img)), llb.Readonly, llb.ContentCache(llb.MountContentCacheOff)))
 	}
-	return flags.String(), nil
+	return mounts, nil
 }

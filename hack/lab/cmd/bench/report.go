@@ -68,8 +68,10 @@ func (b *bench) report() *report {
 			}
 			if t := b.trained[w.id]; t != nil && t.err == nil {
 				f := floor{Chunks: t.chunks, TOCs: b.tocs}
-				for i := range row {
-					row[i].Chunks, row[i].Floor = t.chunks, f.waiting(net.shape).Seconds()
+				for i, v := range b.variants {
+					if v.snapshotter == "stargz" || b.limits {
+						row[i].Chunks, row[i].Floor = t.chunks, f.waiting(net.shape).Seconds()
+					}
 				}
 			}
 			compare(row)

@@ -47,12 +47,12 @@ func (p plot) svg() string {
 	for v := 0.0; v <= maxY+stepY/2; v += stepY {
 		_, y := at(point{0, v})
 		fmt.Fprintf(&s, `<path d="M%d %.1fH%d" stroke="%s"/>`+"\n", plotLeft, y, plotRight, faint)
-		text(&s, plotLeft-8, y+4, `text-anchor="end"`, fmt.Sprintf("%g", v))
+		text(&s, plotLeft-8, y+4, `text-anchor="end"`, fmt.Sprintf("%.4g", v))
 	}
 	for v := 0.0; v <= maxX+stepX/2; v += stepX {
 		x, _ := at(point{v, 0})
 		fmt.Fprintf(&s, `<path d="M%.1f %dv5" stroke="%s"/>`+"\n", x, plotBottom, plotInk)
-		text(&s, x, plotBottom+20, `text-anchor="middle"`, fmt.Sprintf("%g", v))
+		text(&s, x, plotBottom+20, `text-anchor="middle"`, fmt.Sprintf("%.4g", v))
 	}
 	fmt.Fprintf(&s, `<path d="M%d %dV%dH%d" fill="none" stroke="%s"/>`+"\n", plotLeft, plotTop, plotBottom, plotRight, plotInk)
 	text(&s, (plotLeft+plotRight)/2, plotBottom+44, `text-anchor="middle"`, p.x)

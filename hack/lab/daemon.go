@@ -174,9 +174,33 @@ func (d *Daemon) Kill() {
 		return
 	}
 	d.cmd.Process.Kill() // an error means that it ended already
-	<-d.exited
+	select {
+	case <-d.exited:
+	case <-time.After(killTimeout):
+		d.abortMounts()
+		<-d.exited
+	}
 	d.polling.Wait()
 	d.cmd = nil
+}
+
+// killTimeout is more than a killed process needs to end by itself.
+const killTimeout = 3 * time.Second
+
+// abortMounts ends the FUSE connections of a daemon that is killed. A thread of it
+// that waits for an answer from its own mount would wait for ever, and keep the
+// connection open: the kernel has sent the request, and nobody is left to answer.
+func (d *Daemon) abortMounts() {
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.Root))
+	if err != nil {
+		Logf("list the mounts of %s: %v", d.Root, err)
+		return
+	}
+	for _, m := range infos {
+		if strings.HasPrefix(m.FSType, "fuse") {
+			unix.Unmount(m.Mountpoint, unix.MNT_FORCE) // ends the connection, also where the mount is busy
+		}
+	}
 }
 
 // LeftMountsError says that a daemon ended and left mounts in its root.

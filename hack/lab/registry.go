@@ -128,6 +128,22 @@ func (r *Registry) Hold(ctx context.Context, blobs ...digest.Digest) error {
 	return r.ask(ctx, http.MethodPost, "/hold", blobs, nil)
 }
 
+// AddTails tells the link where the tables of contents of img's layers begin, so
+// that Stats counts requests for contents apart.
+func (r *Registry) AddTails(ctx context.Context, img *Image) error {
+	tails := map[string]link.Tail{}
+	for i, l := range img.Layers {
+		loc, ok, err := img.TOC(i)
+		if err != nil {
+			return err
+		}
+		if ok {
+			tails[l.Digest.String()] = link.Tail{TOC: loc.Offset, Size: l.Size}
+		}
+	}
+	return r.ask(ctx, http.MethodPost, "/tails", tails, nil)
+}
+
 // Warm reads img's blobs as they lie in the registry's directory, so that the
 // disk has no part in a measurement.
 func (r *Registry) Warm(img *Image) error {

@@ -7,7 +7,8 @@ import (
 )
 
 // Control serves what a parent process asks of a link: GET /stats, POST /reset,
-// GET and POST /shape with a Shape in JSON, and POST /hold with a list of digests.
+// GET and POST /shape with a Shape in JSON, POST /hold with a list of digests, and POST /tails with an object of
+// Tails by digest.
 func Control(c *Counter, l *Listener, h *Holder) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, c.Stats()) })
@@ -28,6 +29,14 @@ func Control(c *Counter, l *Listener, h *Holder) http.Handler {
 			return
 		}
 		h.Hold(blobs...)
+	})
+	mux.HandleFunc("POST /tails", func(w http.ResponseWriter, r *http.Request) {
+		var tails map[string]Tail
+		if err := json.NewDecoder(r.Body).Decode(&tails); err != nil {
+			http.Error(w, fmt.Sprintf("decode the tails: %v", err), http.StatusBadRequest)
+			return
+		}
+		c.AddTails(tails)
 	})
 	return mux
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,11 +30,14 @@ type Stats struct {
 	Configs       int             `json:"configs"`     // GET and HEAD of image configs
 	LayerGets     int             `json:"layer_gets"`  // GET of blobs that a manifest names as layers, or of unknown ones
 	LayerHeads    int             `json:"layer_heads"` // HEAD of the same
+	DataGets      int             `json:"data_gets"`   // those of LayerGets that are for contents, not for a table of contents or a footer
+	DataSpan      time.Duration   `json:"data_span"`   // from the first of DataGets to the last, as they arrived
 	Other         int             `json:"other"`       // version checks, tags, uploads, ...
 	Failed        int             `json:"failed"`      // responses with a status of 400 and above, among the others
 	Pushes        int             `json:"pushes"`      // POST, PATCH and PUT, among the others
 	PushedBytes   int64           `json:"pushed"`      // of the bodies of Pushes
 	LayerBytes    int64           `json:"layer_bytes"` // of the bodies of LayerGets
+	DataBytes     int64           `json:"data_bytes"`  // of the bodies of DataGets
 	Bytes         int64           `json:"bytes"`       // of all bodies
 	Blobs         map[string]Blob `json:"blobs"`       // by digest
 }
@@ -49,13 +53,15 @@ type Counter struct {
 		sync.Mutex
 		stats   Stats
 		configs map[string]bool // digests that manifests seen so far name as configs
+		tails   map[string]Tail // by digest of a layer
+		data    time.Time       // when the first of DataGets arrived
 	}
 }
 
 // NewCounter counts what next is asked for.
 func NewCounter(next http.Handler) *Counter {
 	c := &Counter{next: next}
-	c.mu.configs = map[string]bool{}
+	c.mu.configs, c.mu.tails = map[string]bool{}, map[string]Tail{}
 	c.Reset()
 	return c
 }
@@ -83,8 +89,8 @@ func (c *Counter) Reset() {
 
 // ServeHTTP implements http.Handler.
 func (c *Counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	kind, dgst := c.request(r)
-	counted := &response{ResponseWriter: w, c: c, layer: kind == layerKind && r.Method == http.MethodGet, dgst: dgst}
+	kind, dgst, data := c.request(r)
+	counted := &response{ResponseWriter: w, c: c, layer: kind == layerKind && r.Method == http.MethodGet, data: data, dgst: dgst}
 	if kind == manifestKind && r.Method == http.MethodGet {
 		counted.body = new([]byte)
 	}
@@ -106,9 +112,8 @@ const (
 	layerKind
 )
 
-// request counts the request itself.
-func (c *Counter) request(r *http.Request) (kind, string) {
-	k, dgst := otherKind, ""
+// request counts the request itself. data says that it is for a layer's contents.
+func (c *Counter) request(r *http.Request) (k kind, dgst string, data bool) {
 	read := r.Method == http.MethodGet || r.Method == http.MethodHead
 	parts := strings.Split(r.URL.Path, "/")
 	c.mu.Lock()
@@ -142,6 +147,9 @@ func (c *Counter) request(r *http.Request) (kind, string) {
 		s.LayerHeads++
 	case k == layerKind:
 		s.LayerGets++
+		if data = isData(r.Header.Get("Range"), c.mu.tails[dgst]); data {
+			c.dataLocked()
+		}
 	default:
 		s.Other++
 	}
@@ -155,7 +163,17 @@ func (c *Counter) request(r *http.Request) (kind, string) {
 		}
 		s.Blobs[dgst] = b
 	}
-	return k, dgst
+	return k, dgst, data
+}
+
+// dataLocked counts a request for a layer's contents. c.mu is held.
+func (c *Counter) dataLocked() {
+	now := time.Now()
+	if c.mu.stats.DataGets == 0 {
+		c.mu.data = now
+	}
+	c.mu.stats.DataGets++
+	c.mu.stats.DataSpan = now.Sub(c.mu.data)
 }
 
 // manifest learns which blob is a config from a manifest's body.
@@ -172,6 +190,14 @@ func (c *Counter) AddConfig(d digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mu.configs[d.String()] = true
+}
+
+// AddTails says, by digest, where tables of contents begin. A layer that is not
+// named has none.
+func (c *Counter) AddTails(tails map[string]Tail) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.Copy(c.mu.tails, tails)
 }
 
 // requestBody counts the bytes of what is pushed.
@@ -193,6 +219,7 @@ type response struct {
 	http.ResponseWriter
 	c     *Counter
 	layer bool
+	data  bool
 	dgst  string
 	body  *[]byte
 }
@@ -213,6 +240,9 @@ func (r *response) Write(p []byte) (int, error) {
 	s.Bytes += int64(n)
 	if r.layer {
 		s.LayerBytes += int64(n)
+	}
+	if r.data {
+		s.DataBytes += int64(n)
 	}
 	if r.dgst != "" {
 		b := s.Blobs[r.dgst]

@@ -12,12 +12,12 @@ import (
 )
 
 var (
-	pushSameCase = cacheCase{
+	pushSameCase = suiteCase{
 		id:    "push-same",
 		text:  "push of a step's result to the registry that the base is from",
 		extra: pushColumns,
 		run:   func(ctx context.Context, t *trial) error { return runPush(ctx, t, t.registry) },
-		check: func(m map[string]cacheMedian) []string {
+		check: func(m map[string]suiteMedian) []string {
 			ours := m["ours"]
 			return broken(
 				atMost("bytes received for the push", float64(ours.Received), 100e3),
@@ -25,7 +25,7 @@ var (
 			)
 		},
 	}
-	pushOtherCase = cacheCase{
+	pushOtherCase = suiteCase{
 		id:    "push-other",
 		text:  "push of a step's result to an empty registry",
 		extra: pushColumns,
@@ -36,7 +36,7 @@ var (
 			}
 			return runPush(ctx, t, other)
 		},
-		check: func(m map[string]cacheMedian) []string {
+		check: func(m map[string]suiteMedian) []string {
 			ours := m["ours"]
 			return broken(
 				atMost("bytes received, those of the step included", float64(ours.Received)+ours.Extra["read"], 1.01*ours.Extra["base"]),
@@ -46,7 +46,7 @@ var (
 			)
 		},
 	}
-	pushColumns = []column{{"base", "the base", "MB"}, {"read", "received before, for the step", "MB"}}
+	pushColumns = []column{{key: "base", title: "the base", unit: "MB"}, {key: "read", title: "received before, for the step", unit: "MB"}}
 )
 
 // runPush builds a step on a lazy base and measures what it takes to push the result.
@@ -74,11 +74,11 @@ func runPush(ctx context.Context, t *trial, to *lab.Registry) error {
 	return err
 }
 
-var cacheCaseOfTwoBases = cacheCase{
+var cacheCaseOfTwoBases = suiteCase{
 	id:   "cache",
 	text: "build of two stages on two lazy bases with --cache-to mode=max, then --cache-from in a new daemon",
 	extra: []column{
-		{"import", "import, wall time", "s"}, {"requests", "import, requests", ""}, {"received", "import, received", "MB"}, {"rerun", "steps run again", ""},
+		{key: "import", title: "import, wall time", unit: "s"}, {key: "requests", title: "import, requests", unit: ""}, {key: "received", title: "import, received", unit: "MB"}, {key: "rerun", title: "steps run again", unit: ""},
 	},
 	run: func(ctx context.Context, t *trial) error {
 		refs, err := threeImages(ctx, t)
@@ -125,7 +125,7 @@ var cacheCaseOfTwoBases = cacheCase{
 		t.note("rerun", float64(rerun))
 		return nil
 	},
-	check: func(m map[string]cacheMedian) []string {
+	check: func(m map[string]suiteMedian) []string {
 		ours := m["ours"]
 		return broken(
 			atMost("steps run again", ours.Extra["rerun"], 0),

@@ -16,12 +16,12 @@ import (
 // patience is how long the other build of gcCase may take.
 const patience = 60 * time.Second
 
-var gcCase = cacheCase{
+var gcCase = suiteCase{
 	id:    "gc",
 	text:  fmt.Sprintf("a build beside a prune, while a third one waits for a registry that hangs (given up after %v)", patience),
-	extra: []column{{"alone", "the build alone", "s"}, {"prune", "the prune", "s"}},
+	extra: []column{{key: "alone", title: "the build alone", unit: "s"}, {key: "prune", title: "the prune", unit: "s"}},
 	run:   runGC,
-	check: func(m map[string]cacheMedian) []string {
+	check: func(m map[string]suiteMedian) []string {
 		ours := m["ours"]
 		return broken(
 			atMost("seconds of the build, beside alone", ours.Seconds, 1.5*ours.Extra["alone"]+1),

@@ -25,9 +25,9 @@ func threeImages(ctx context.Context, t *trial) (refs [3]string, err error) {
 	return refs, nil
 }
 
-var mergeColumns = []column{{"images", "the images", "MB"}}
+var mergeColumns = []column{{key: "images", title: "the images", unit: "MB"}}
 
-var copyLinkCase = cacheCase{
+var copyLinkCase = suiteCase{
 	id:    "copylink",
 	extra: mergeColumns,
 	text:  "COPY --link of one small file from each of three images onto the first of them, and a RUN that reads the copies",
@@ -55,7 +55,7 @@ RUN cat /copied/a /copied/b /copied/c
 	check: checkMerge,
 }
 
-var mergeCase = cacheCase{
+var mergeCase = suiteCase{
 	id:    "merge",
 	extra: mergeColumns,
 	text:  "llb.Merge of three images and a RUN that reads a file",
@@ -80,7 +80,7 @@ var mergeCase = cacheCase{
 	check: checkMerge,
 }
 
-func checkMerge(m map[string]cacheMedian) []string {
+func checkMerge(m map[string]suiteMedian) []string {
 	ours := m["ours"]
 	// Received are tables of contents and what a shell needs; written are the same,
 	// with the tables as they are mapped, which are larger.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/lazykit/lazykit/hack/lab/link"
@@ -11,6 +13,8 @@ type variant struct {
 	id          string
 	ours        bool
 	snapshotter string
+	profile     bool // has profiles of the same build from another daemon
+	warm        bool // the base is extracted and in the page cache
 }
 
 func (v variant) name() string { return v.id }
@@ -21,6 +25,13 @@ var variants = []variant{
 	{id: "stock-stargz", snapshotter: "stargz"},
 	{id: "stock-overlayfs", snapshotter: "overlayfs"},
 }
+
+// coldVariants are those of cold: also one that knows what will be read, and the
+// baseline that waits for nothing.
+var coldVariants = append(variants[:len(variants):len(variants)],
+	variant{id: "ours-profile", ours: true, snapshotter: "stargz", profile: true},
+	variant{id: "warm-overlayfs", snapshotter: "overlayfs", warm: true},
+)
 
 // network is a link between daemon and registry.
 type network struct {
@@ -34,7 +45,23 @@ func (n network) name() string { return n.id }
 var networks = []network{
 	{id: "shaped", text: "30 ms round trip, 100 MB/s in all, 40 MB/s a connection",
 		shape: link.Shape{RTT: 30 * time.Millisecond, Total: 100e6, PerConn: 40e6}},
+	{id: "far", text: "80 ms round trip, 100 MB/s in all, 40 MB/s a connection",
+		shape: link.Shape{RTT: 80 * time.Millisecond, Total: 100e6, PerConn: 40e6}},
 	{id: "loopback", text: "no limits"},
+}
+
+// chooseNetworks finds networks by their names. rtt, unless it is zero, is put in the
+// place of what those with a round trip time have.
+func chooseNetworks(list string, rtt time.Duration) ([]network, error) {
+	all, err := choose("network", networks, list)
+	for i := range all {
+		if rtt > 0 && all[i].shape.RTT > 0 {
+			all[i].shape.RTT = rtt
+			_, rest, _ := strings.Cut(all[i].text, ",")
+			all[i].text = fmt.Sprintf("%d ms round trip,%s", rtt.Milliseconds(), rest)
+		}
+	}
+	return all, err
 }
 
 // workload is a build: run is the shell script of its RUN on the base, with
@@ -89,6 +116,8 @@ int main() {
 			"main.go": `package main
 
 import (
+	"fmt"
+	"strings"
 	"fmt"
 	"io"
 	"net/http"

@@ -15,6 +15,7 @@ import (
 // bench holds what all runs share.
 type bench struct {
 	n         int
+	limits    bool // the report is about floors
 	logs      string
 	variants  []variant
 	workloads []workload
@@ -23,6 +24,10 @@ type bench struct {
 	image    *lab.Image
 	registry *lab.Registry
 	programs map[bool]string // buildkitd by "is ours"
+	tocs     int64           // bytes of the image's tables of contents
+	trained  map[string]*training
+	warm     *lab.Daemon // of the baseline; nil until it is needed
+	dirs     []string
 	results  []result
 }
 
@@ -35,7 +40,10 @@ type result struct {
 	Seconds  float64 `json:"seconds"`
 	Layers   int     `json:"layer_requests"`
 	Others   int     `json:"other_requests"`
+	Data     int     `json:"data_requests"`
+	DataSpan float64 `json:"data_span_seconds"` // from the first of them to the last
 	Bytes    int64   `json:"bytes"`
+	DataSize int64   `json:"data_bytes"`
 	Memory   int64   `json:"peak_rss_anon"`
 	Stop     float64 `json:"stop_seconds"`
 	Left     int     `json:"mounts_left"`
@@ -55,14 +63,21 @@ func (b *bench) setUp(ctx context.Context, format lab.Format, ours, stock string
 	if b.image, err = lab.MakeImage(ctx, base, format); err != nil {
 		return err
 	}
+	if b.tocs, err = b.image.TOCSize(); err != nil {
+		return err
+	}
+	b.trained = map[string]*training{}
 	if b.registry, err = lab.StartRegistry(ctx, lab.RegistryOptions{}); err != nil {
 		return err
 	}
-	if _, err := lab.Push(ctx, b.registry.Direct, b.image); err != nil {
-		b.registry.Stop()
-		return err
+	_, err = lab.Push(ctx, b.registry.Direct, b.image)
+	if err == nil {
+		err = b.registry.AddTails(ctx, b.image)
 	}
-	return nil
+	if err != nil {
+		b.registry.Stop()
+	}
+	return err
 }
 
 // findPrograms returns the daemons of the variants by "is ours", those that are given
@@ -99,6 +114,9 @@ func (b *bench) run(ctx context.Context) error {
 	failed := 0
 	for _, net := range b.networks {
 		for _, w := range b.workloads {
+			if b.needsTraining() {
+				b.train(ctx, w)
+			}
 			for i := range b.n {
 				for _, v := range b.variants {
 					if err := ctx.Err(); err != nil {
@@ -109,8 +127,8 @@ func (b *bench) run(ctx context.Context) error {
 						failed++
 						lab.Logf("%s %s %s: %s", net.id, w.id, v.id, r.Error)
 					} else {
-						lab.Logf("%-8s %-6s %-15s %6.2f s %4d + %d requests %7.1f MB %6.1f MB of memory", net.id, w.id, v.id,
-							r.Seconds, r.Layers, r.Others, float64(r.Bytes)/1e6, float64(r.Memory)/1e6)
+						lab.Logf("%-8s %-6s %-15s %6.2f s %4d (%d of data) + %d requests %7.1f MB %6.1f MB of memory", net.id, w.id, v.id,
+							r.Seconds, r.Layers, r.Data, r.Others, float64(r.Bytes)/1e6, float64(r.Memory)/1e6)
 					}
 					b.results = append(b.results, r)
 				}
@@ -123,6 +141,16 @@ func (b *bench) run(ctx context.Context) error {
 	return nil
 }
 
+// needsTraining says whether what ours reads has to be known.
+func (b *bench) needsTraining() bool {
+	for _, v := range b.variants {
+		if v.ours && v.snapshotter == "stargz" {
+			return true
+		}
+	}
+	return b.limits
+}
+
 // once measures one build on a fresh daemon.
 func (b *bench) once(ctx context.Context, net network, w workload, v variant, n int) result {
 	r := result{Network: net.id, Workload: w.id, Variant: v.id, Run: n}
@@ -133,37 +161,74 @@ func (b *bench) once(ctx context.Context, net network, w workload, v variant, n 
 }
 
 func (b *bench) measure(ctx context.Context, net network, w workload, v variant, r *result) (err error) {
-	if err := b.coolDown(v); err != nil {
-		return err
-	}
 	if err := b.registry.SetShape(ctx, net.shape); err != nil {
 		return err
 	}
-	opts := lab.DaemonOptions{Program: b.programs[v.ours], Snapshotter: v.snapshotter, Registries: []string{b.registry.Link}}
-	if b.logs != "" {
-		if err := os.MkdirAll(b.logs, 0o755); err != nil {
-			return fmt.Errorf("make the logs' directory: %w", err)
+	if v.warm {
+		return b.measureWarm(ctx, w, v, r)
+	}
+	if err := coolDown(b.registry, b.image, b.programs[v.ours]); err != nil {
+		return err
+	}
+	opts, err := b.daemonOptions(v, fmt.Sprintf("%s-%s-%s-%d.log", net.id, w.id, v.id, r.Run))
+	if err != nil {
+		return err
+	}
+	if v.profile {
+		dir, err := b.copyProfiles(b.train(ctx, w))
+		if err != nil {
+			return err
 		}
-		opts.Log = filepath.Join(b.logs, fmt.Sprintf("%s-%s-%s-%d.log", net.id, w.id, v.id, r.Run))
+		opts.Config = profileConfig(dir)
 	}
 	d, err := lab.StartDaemon(ctx, opts)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stop(d, v, r), d.Remove()) }()
+	return b.count(ctx, d, w, r)
+}
+
+// measureWarm measures the baseline: what a build takes that waits for nothing.
+func (b *bench) measureWarm(ctx context.Context, w workload, v variant, r *result) error {
+	d, err := b.warmDaemon(ctx, v)
+	if err != nil {
+		return err
+	}
+	if err := b.warmUp(ctx, d, w); err != nil {
+		return err
+	}
+	return b.count(ctx, d, w.salted(), r)
+}
+
+// daemonOptions are a variant's, with a file for the log if one is wanted.
+func (b *bench) daemonOptions(v variant, log string) (lab.DaemonOptions, error) {
+	opts := lab.DaemonOptions{Program: b.programs[v.ours], Snapshotter: v.snapshotter, Registries: []string{b.registry.Link}}
+	var err error
+	opts.Log, err = logFile(b.logs, log)
+	return opts, err
+}
+
+// logFile is the path of a log in dir, which is made, or "" without a dir.
+func logFile(dir, name string) (string, error) {
+	if dir == "" {
+		return "", nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make the logs' directory: %w", err)
+	}
+	return filepath.Join(dir, name), nil
+}
+
+// count builds the workload and notes what it cost.
+func (b *bench) count(ctx context.Context, d *lab.Daemon, w workload, r *result) error {
 	if err := b.registry.Reset(ctx); err != nil {
 		return err
 	}
-	out, err := os.MkdirTemp("", "bench-out-")
+	d.ResetPeakMemory()
+	built, err := b.build(ctx, d, w)
 	if err != nil {
-		return fmt.Errorf("make the output directory: %w", err)
-	}
-	defer os.RemoveAll(out)
-	built, err := lab.Build(ctx, d.Addr, lab.BuildOptions{
-		Dockerfile: w.dockerfile(b.registry.Link + "/" + b.image.Tag()), Files: w.files, OutputDir: out,
-	})
-	if err != nil {
-		return fmt.Errorf("%w\n%s", err, d.LogTail(15))
+		return err
 	}
 	r.Memory = d.PeakMemory()
 	r.Seconds = built.Wall.Seconds()
@@ -172,14 +237,31 @@ func (b *bench) measure(ctx context.Context, net network, w workload, v variant,
 		return err
 	}
 	r.Layers, r.Others, r.Bytes = stats.LayerGets, stats.OtherRequests(), stats.Bytes
+	r.Data, r.DataSize, r.DataSpan = stats.DataGets, stats.DataBytes, stats.DataSpan.Seconds()
+	return nil
+}
+
+// build builds the workload and checks its result.
+func (b *bench) build(ctx context.Context, d *lab.Daemon, w workload) (*lab.BuildResult, error) {
+	out, err := os.MkdirTemp("", "bench-out-")
+	if err != nil {
+		return nil, fmt.Errorf("make the output directory: %w", err)
+	}
+	defer os.RemoveAll(out)
+	built, err := lab.Build(ctx, d.Addr, lab.BuildOptions{
+		Dockerfile: w.dockerfile(b.registry.Link + "/" + b.image.Tag()), Files: w.files, OutputDir: out,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, d.LogTail(15))
+	}
 	got, err := os.ReadFile(filepath.Join(out, "result"))
 	if err != nil {
-		return fmt.Errorf("read the build's result: %w", err)
+		return nil, fmt.Errorf("read the build's result: %w", err)
 	}
 	if string(got) != w.want {
-		return fmt.Errorf("the build gave %q, not %q", got, w.want)
+		return nil, fmt.Errorf("the build gave %q, not %q", got, w.want)
 	}
-	return nil
+	return built, nil
 }
 
 // stop ends the daemon and notes how. Mounts that stock leaves are no failure
@@ -201,20 +283,29 @@ func (b *bench) stop(d *lab.Daemon, v variant, r *result) error {
 // coolDown empties the page cache, where that is allowed, and then reads what a
 // machine on the other side of the network, and a daemon that has run for a
 // while, would have there.
-func (b *bench) coolDown(v variant) error {
+func coolDown(r *lab.Registry, img *lab.Image, program string) error {
 	syscall.Sync()
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
 		warnOnce("the page cache is not dropped between runs: " + err.Error())
 	}
-	if err := b.registry.Warm(b.image); err != nil {
+	if err := r.Warm(img); err != nil {
 		return err
 	}
-	for _, program := range []string{b.programs[v.ours], "/usr/sbin/runc"} {
+	for _, program := range []string{program, "/usr/sbin/runc"} {
 		if _, err := os.ReadFile(program); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("warm %s: %w", program, err)
 		}
 	}
 	return nil
+}
+
+// removeAll removes directories.
+func removeAll(dirs []string) error {
+	var errs []error
+	for _, dir := range dirs {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
 }
 
 var warned = map[string]bool{}

@@ -6,30 +6,47 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/lazykit/lazykit/hack/lab"
 )
 
-// cacheCase is something that the cache manager promises, measured on one daemon
-// after the other.
-type cacheCase struct {
+// suite is a command that measures cases on one daemon after the other.
+type suite struct {
+	id       string
+	title    string // of the report
+	variants string // unless others are named
+	network  string // the same
+	cases    []suiteCase
+
+	table func(r *suiteReport) string // instead of one table for each case; may be nil
+	plot  func(r *suiteReport) string // an SVG file; nil without one
+}
+
+// suites are the commands of this kind.
+var suites = []suite{cacheSuite, stepsSuite, scanSuite, shareSuite, warmSuite, memorySuite, exportSuite}
+
+// allStock are ours and what it is compared with.
+const allStock = "ours,stock-stargz,stock-overlayfs"
+
+// suiteCase is something that a daemon promises.
+type suiteCase struct {
 	id    string
 	text  string // what is built, for the report
 	extra []column
 	run   func(ctx context.Context, t *trial) error
 	// check returns what is wrong with the medians, by variant. Those of a variant
 	// that was not run are zero, with N 0.
-	check func(m map[string]cacheMedian) []string
+	check func(m map[string]suiteMedian) []string
 }
 
-func (c cacheCase) name() string { return c.id }
+func (c suiteCase) name() string { return c.id }
 
 // column is a figure that only this case has.
 type column struct {
 	key, title, unit string // unit: s, ms, MB or "" for a count
+	ratio            bool   // show beside it the ratio to stock overlayfs
 }
 
 // figures are what one run gave. Zero means none.
@@ -39,11 +56,12 @@ type figures struct {
 	Received int64              `json:"received"` // from the registry, in bytes
 	Written  int64              `json:"written"`  // by how much the state grew on disk, in bytes
 	Pushed   int64              `json:"pushed"`
+	Memory   int64              `json:"peak_rss_anon"`
 	Extra    map[string]float64 `json:"extra,omitempty"` // by column's key; bytes and seconds
 }
 
-// cacheResult is one run.
-type cacheResult struct {
+// suiteResult is one run.
+type suiteResult struct {
 	Case    string `json:"case"`
 	Variant string `json:"variant"`
 	Run     int    `json:"run"`
@@ -51,44 +69,51 @@ type cacheResult struct {
 	Error string `json:"error,omitempty"`
 }
 
-// cacheBench holds what all runs share.
-type cacheBench struct {
+// suiteBench holds what all runs share.
+type suiteBench struct {
+	suite    suite
 	n        int
 	logs     string
 	base     lab.Base
 	network  network
-	cases    []cacheCase
+	cases    []suiteCase
 	variants []variant
 
 	programs map[bool]string // buildkitd by "is ours"
 	images   map[lab.Format]*lab.Image
+	files    []lab.File // of the lazy image; nil until they are needed
 	registry *lab.Registry
-	results  []cacheResult
+	results  []suiteResult
 }
 
-func runCacheBench(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("cache", flag.ExitOnError)
+func (c suite) run(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet(c.id, flag.ExitOnError)
 	n := flags.Int("n", 3, "runs of each case, of which the median is shown")
 	ours := flags.String("ours", "", "buildkitd to measure as ours (default: built from ./cmd/buildkitd)")
 	stock := flags.String("stock", "", "stock buildkitd (default: built from BuildKit's module)")
-	variantNames := flags.String("variants", "ours,stock-stargz,stock-overlayfs", "daemons, separated by commas: "+strings.Join(names(variants), ", "))
-	caseNames := flags.String("cases", strings.Join(names(cacheCases), ","), "what to measure, separated by commas")
-	networkName := flags.String("network", "shaped", "link: "+strings.Join(names(networks), ", "))
+	variantNames := flags.String("variants", c.variants, "daemons, separated by commas: "+strings.Join(names(variants), ", "))
+	caseNames := flags.String("cases", strings.Join(names(c.cases), ","), "what to measure, separated by commas")
+	networkName := flags.String("network", c.network, "link: "+strings.Join(names(networks), ", "))
+	rtt := flags.Duration("rtt", 0, "round trip time of the link, instead of its own")
 	baseName := flags.String("base", "bench", "base image: bench, demo")
 	jsonPath := flags.String("json", "", "file for every run's figures in JSON")
 	check := flags.Bool("check", false, "fail where ours does not keep a promise")
 	logs := flags.String("logs", "", "directory for the daemons' logs, which are discarded otherwise")
+	svgPath := ""
+	if c.plot != nil {
+		flags.StringVar(&svgPath, "svg", "", "file for a plot")
+	}
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), "usage: hack/bench cache [FLAGS]\n\nThe cases:\n\n")
-		for _, c := range cacheCases {
-			fmt.Fprintf(flags.Output(), "  %-10s %s\n", c.id, c.text)
+		fmt.Fprintf(flags.Output(), "usage: hack/bench %s [FLAGS]\n\nThe cases:\n\n", c.id)
+		for _, one := range c.cases {
+			fmt.Fprintf(flags.Output(), "  %-10s %s\n", one.id, one.text)
 		}
 		fmt.Fprintln(flags.Output())
 		flags.PrintDefaults()
 	}
 	flags.Parse(args)
 
-	b := &cacheBench{n: *n, logs: *logs, images: map[lab.Format]*lab.Image{}}
+	b := &suiteBench{suite: c, n: *n, logs: *logs, images: map[lab.Format]*lab.Image{}}
 	var err error
 	if b.base, err = lab.FindBase(*baseName); err != nil {
 		return err
@@ -96,10 +121,10 @@ func runCacheBench(ctx context.Context, args []string) error {
 	if b.variants, err = choose("variant", variants, *variantNames); err != nil {
 		return err
 	}
-	if b.cases, err = choose("case", cacheCases, *caseNames); err != nil {
+	if b.cases, err = choose("case", c.cases, *caseNames); err != nil {
 		return err
 	}
-	links, err := choose("network", networks, *networkName)
+	links, err := chooseNetworks(*networkName, *rtt)
 	if err != nil {
 		return err
 	}
@@ -112,12 +137,18 @@ func runCacheBench(ctx context.Context, args []string) error {
 	}
 	defer b.registry.Stop()
 	runErr := b.run(ctx)
-	return conclude(b.report(), *jsonPath, runErr, *check)
+	r := b.report()
+	if svgPath != "" {
+		if err := os.WriteFile(svgPath, []byte(c.plot(r)), 0o644); err != nil {
+			return errors.Join(runErr, fmt.Errorf("write the plot: %w", err))
+		}
+	}
+	return conclude(r, *jsonPath, runErr, *check)
 }
 
 // image returns one of the base's images, pushed. The first call for a packing may
 // take minutes.
-func (b *cacheBench) image(ctx context.Context, bottom, top lab.Packing) (*lab.Image, error) {
+func (b *suiteBench) image(ctx context.Context, bottom, top lab.Packing) (*lab.Image, error) {
 	tag := lab.Format(bottom.String() + "-" + top.String())
 	if img := b.images[tag]; img != nil {
 		return img, b.registry.Warm(img)
@@ -135,14 +166,14 @@ func (b *cacheBench) image(ctx context.Context, bottom, top lab.Packing) (*lab.I
 
 // lazyImage returns one of several images with the same tree, all lazy, that share
 // no layer.
-func (b *cacheBench) lazyImage(ctx context.Context, i int) (*lab.Image, error) {
+func (b *suiteBench) lazyImage(ctx context.Context, i int) (*lab.Image, error) {
 	p := lab.Packing{Format: lab.EStargz, ChunkSize: []int{0, 1 << 20, 2 << 20}[i]}
 	return b.image(ctx, p, p)
 }
 
 // run does all runs; variants take turns within each round. A run that fails is a
 // result; an error says that some did.
-func (b *cacheBench) run(ctx context.Context) error {
+func (b *suiteBench) run(ctx context.Context) error {
 	failed := 0
 	for _, c := range b.cases {
 		for i := range b.n {
@@ -150,8 +181,8 @@ func (b *cacheBench) run(ctx context.Context) error {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				r := cacheResult{Case: c.id, Variant: v.id, Run: i + 1}
-				t := &trial{cacheBench: b, variant: v, log: fmt.Sprintf("cache-%s-%s-%d.log", c.id, v.id, i+1)}
+				r := suiteResult{Case: c.id, Variant: v.id, Run: i + 1}
+				t := &trial{suiteBench: b, variant: v, log: fmt.Sprintf("%s-%s-%s-%d.log", b.suite.id, c.id, v.id, i+1)}
 				if err := errors.Join(c.run(ctx, t), t.end()); err != nil {
 					r.Error = err.Error()
 					failed++
@@ -173,7 +204,7 @@ func (b *cacheBench) run(ctx context.Context) error {
 
 // trial is one run of a case on a variant. It is also the figures.
 type trial struct {
-	*cacheBench
+	*suiteBench
 	variant variant
 	log     string
 	figures
@@ -199,11 +230,9 @@ func (t *trial) daemon(ctx context.Context, args ...func(*lab.DaemonOptions)) (*
 	for _, r := range t.registries {
 		opts.Registries = append(opts.Registries, r.Link)
 	}
-	if t.logs != "" {
-		if err := os.MkdirAll(t.logs, 0o755); err != nil {
-			return nil, fmt.Errorf("make the logs' directory: %w", err)
-		}
-		opts.Log = filepath.Join(t.logs, t.log)
+	var err error
+	if opts.Log, err = logFile(t.logs, t.log); err != nil {
+		return nil, err
 	}
 	for _, f := range args {
 		f(&opts)
@@ -218,20 +247,11 @@ func (t *trial) daemon(ctx context.Context, args ...func(*lab.DaemonOptions)) (*
 
 // dir makes a directory that end removes.
 func (t *trial) dir() (string, error) {
-	cache, err := lab.CacheDir()
-	if err != nil {
-		return "", err
+	dir, err := benchDir()
+	if err == nil {
+		t.dirs = append(t.dirs, dir)
 	}
-	run := filepath.Join(cache, "run")
-	if err := os.MkdirAll(run, 0o755); err != nil {
-		return "", fmt.Errorf("make a directory: %w", err)
-	}
-	dir, err := os.MkdirTemp(run, "bench-")
-	if err != nil {
-		return "", fmt.Errorf("make a directory: %w", err)
-	}
-	t.dirs = append(t.dirs, dir)
-	return dir, nil
+	return dir, err
 }
 
 // emptyRegistry starts another registry, behind a link of the same shape.
@@ -261,10 +281,7 @@ func (t *trial) end() error {
 	for _, r := range t.registries {
 		r.Stop()
 	}
-	for _, dir := range t.dirs {
-		errs = append(errs, os.RemoveAll(dir))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, removeAll(t.dirs))...)
 }
 
 // measure runs f and says what it cost on daemon d and the registries.
@@ -279,11 +296,12 @@ func (t *trial) measure(ctx context.Context, d *lab.Daemon, f func() (time.Durat
 			return cost, err
 		}
 	}
+	d.ResetPeakMemory()
 	wall, err := f()
 	if err != nil {
 		return cost, fmt.Errorf("%w\n%s", err, d.LogTail(15))
 	}
-	cost.Seconds = wall.Seconds()
+	cost.Seconds, cost.Memory = wall.Seconds(), d.PeakMemory()
 	for _, r := range all {
 		s, err := r.Stats(ctx)
 		if err != nil {
@@ -317,6 +335,30 @@ func (t *trial) build(ctx context.Context, d *lab.Daemon, opts lab.BuildOptions)
 func (t *trial) is(cost figures) {
 	cost.Extra = t.Extra
 	t.figures = cost
+}
+
+// coolDown makes the machine one that has never seen an image.
+func (t *trial) coolDown(img *lab.Image) error {
+	return coolDown(t.registry, img, t.programs[t.variant.ours])
+}
+
+// cold measures the first build on img of a fresh daemon, on a machine that has
+// nothing of either in memory. dockerfile gets the image's name.
+func (t *trial) cold(ctx context.Context, img *lab.Image, dockerfile func(ref string) string, opts lab.BuildOptions) error {
+	if err := t.coolDown(img); err != nil {
+		return err
+	}
+	d, err := t.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	opts.Dockerfile = dockerfile(t.on(img))
+	_, cost, err := t.build(ctx, d, opts)
+	if err != nil {
+		return err
+	}
+	t.is(cost)
+	return nil
 }
 
 // on is an image's name over the link.

@@ -92,7 +92,8 @@ func (e *entry) yieldLocked(f *flight, p Priority, o span) bool {
 }
 
 // nearLocked says whether a running flight gets to off as soon as a request of its
-// own would, by the pace at which its bytes have come so far.
+// own would, by the pace at which its bytes have come so far, or those of the host
+// before. To cut a request short costs its connection and what is on the wire.
 func (f *flight) nearLocked(off int64) bool {
 	dist := off - f.pos
 	if dist <= minGap || f.stream {
@@ -100,7 +101,7 @@ func (f *flight) nearLocked(off int64) bool {
 	}
 	took, came := f.progress.Sub(f.bodyAt), f.pos-f.bodyPos
 	if came <= 0 || took <= 0 {
-		return dist <= 4*minGap
+		return dist <= max(4*minGap, f.host.reach())
 	}
 	return time.Duration(float64(took)*float64(dist)/float64(came)) <= f.host.roundTrip()
 }

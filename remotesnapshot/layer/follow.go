@@ -35,8 +35,10 @@ type python struct {
 const maxRoots = 8
 
 // look decompresses the beginning of a file that was wished for, for its names.
+// What Go's tools read names nothing that is not known already, or too much.
 func (l *Layer) look(inode uint32) {
-	if p, err := l.toc.Path(inode); err != nil || strings.HasSuffix(p, ".pyc") || strings.HasSuffix(p, ".go") {
+	p, err := l.toc.Path(inode)
+	if err != nil || slices.Contains([]string{".pyc", ".go", ".s", ".a"}, path.Ext(p)) {
 		return
 	}
 	// Nobody waits: who will read the file meets the error.

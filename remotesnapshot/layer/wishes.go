@@ -62,7 +62,7 @@ type wishes struct {
 		seen    map[uint32]struct{} // files wished for or followed
 		unread  map[uint32]wished
 		balance [clues]int64        // bytes read, less those that were not
-		names   map[string]struct{} // packages looked for
+		names   map[string]struct{} // names looked for
 		waiting []wish
 		running bool
 		imports []string            // packages of Go that sources import
@@ -81,6 +81,14 @@ func (w *wishes) followed(inode uint32) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.seeLocked(inode | followedBit)
+}
+
+// wasFollowed says whether a file was looked into.
+func (w *wishes) wasFollowed(inode uint32) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.mu.seen[inode|followedBit]
+	return ok
 }
 
 // followedBit tells files that were looked into from files wished for.
@@ -111,7 +119,8 @@ func (w *wishes) may(c clue, size int64) bool {
 	return w.mayLocked(c, size)
 }
 
-// named says, once for each name, that it is to be looked for.
+// named says, once for each name of a package or a header, that it is to be looked
+// for.
 func (w *wishes) named(name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -10,6 +10,10 @@ import (
 // spare a request.
 const maxRefetch = 4 << 10
 
+// prefetchGap is how many bytes that nobody asked for may lie between ranges of one
+// request that nobody waits for.
+const prefetchGap = 128 << 10
+
 // planLocked makes sure that every missing byte of s is covered by a flight of at
 // least priority p. With fresh set, for a new demand, it may cut s out of flights
 // that would bring it late. Without a known size only the first piece is asked for; the
@@ -161,7 +165,11 @@ func (e *entry) unionLocked(f *flight, p Priority, s span) (union span, ok bool)
 	}
 	union = span{min(have.lo, s.lo), max(have.hi, s.hi)}
 	between := span{min(have.hi, s.hi), max(have.lo, s.lo)}
-	if between.len() > e.mu.host.gap() || union.len() > e.store.opts.RequestSize {
+	gap := e.mu.host.gap()
+	if p < Blocked {
+		gap = min(gap, prefetchGap) // nobody waits: a request costs no time
+	}
+	if between.len() > gap || union.len() > e.store.opts.RequestSize {
 		return span{}, false
 	}
 	return union, between.empty() || e.freeLocked(between)

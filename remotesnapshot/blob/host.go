@@ -100,6 +100,18 @@ func (h *host) roundTrip() time.Duration {
 	return max(2*h.mu.delay, leastWait)
 }
 
+// reach is how many bytes come on one connection in the time that one more request
+// takes to begin, by what is known of the host.
+func (h *host) reach() int64 {
+	if h == nil {
+		return 0
+	}
+	wait := h.roundTrip()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return int64(h.mu.rate * wait.Seconds())
+}
+
 // piece is the size of one request of a large fetch, at most limit.
 func (h *host) piece(limit int64) int64 {
 	if h == nil {

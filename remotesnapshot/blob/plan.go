@@ -10,6 +10,10 @@ import (
 // spare a request.
 const maxRefetch = 4 << 10
 
+// prefetchGap is how many bytes that nobody asked for may lie between ranges of one
+// request that nobody waits for.
+const prefetchGap = 128 << 10
+
 // planLocked makes sure that every missing byte of d is covered by a flight of at
 // least its priority. With fresh set, for a new demand, it may cut them out of flights
 // that would bring it late. Without a known size only the first piece is asked for; the
@@ -93,7 +97,8 @@ func (e *entry) yieldLocked(f *flight, p Priority, o span) bool {
 }
 
 // nearLocked says whether a running flight gets to off as soon as a request of its
-// own would, by the pace at which its bytes have come so far.
+// own would, by the pace at which its bytes have come so far, or those of the host
+// before. To cut a request short costs its connection and what is on the wire.
 func (f *flight) nearLocked(off int64) bool {
 	dist := off - f.pos
 	if dist <= minGap || f.stream {
@@ -101,7 +106,7 @@ func (f *flight) nearLocked(off int64) bool {
 	}
 	took, came := f.progress.Sub(f.bodyAt), f.pos-f.bodyPos
 	if came <= 0 || took <= 0 {
-		return dist <= 4*minGap
+		return dist <= max(4*minGap, f.host.reach())
 	}
 	return time.Duration(float64(took)*float64(dist)/float64(came)) <= f.host.roundTrip()
 }
@@ -167,7 +172,11 @@ func (e *entry) unionLocked(f *flight, p Priority, s span) (union span, ok bool)
 	}
 	union = span{min(have.lo, s.lo), max(have.hi, s.hi)}
 	between := span{min(have.hi, s.hi), max(have.lo, s.lo)}
-	if between.len() > e.mu.host.gap() || union.len() > e.store.opts.RequestSize {
+	gap := e.mu.host.gap()
+	if p < Blocked {
+		gap = min(gap, prefetchGap) // nobody waits: a request costs no time
+	}
+	if between.len() > gap || union.len() > e.store.opts.RequestSize {
 		return span{}, false
 	}
 	return union, between.empty() || e.freeLocked(between)

@@ -226,6 +226,21 @@ func TestStart(t *testing.T) {
 	require.Error(t, b.Start(blob.Blocked, -1, 1)(ctx))
 }
 
+// A request that has not begun to answer is not cut short for a part of its range
+// that it will bring soon, by what the host has shown.
+func TestStartedRangeIsNotCut(t *testing.T) {
+	r := newRig(t, 8*mib)
+	b := r.open()
+	r.reg.SetLatency(200 * time.Millisecond) // in which loopback brings all of it
+	r.reads(b, blob.Blocked, 0, mib)
+	r.reg.Reset()
+	wait := b.Start(blob.Prefetch, mib, 7*mib)
+	eventually(t, "request", func() bool { return len(r.reg.Log()) > 0 })
+	r.reads(b, blob.Blocked, 5*mib, 4*kib)
+	require.NoError(t, wait(context.Background()))
+	require.Equal(t, 1, r.reg.Requests())
+}
+
 func TestLargeRangesAreSplit(t *testing.T) {
 	r := newRig(t, 8*mib)
 	r.opts.RequestSize = mib

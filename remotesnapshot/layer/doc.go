@@ -17,6 +17,8 @@
 // can't starve others), then, within the Pool's budget of memory, the member is
 // read, decompressed and verified, and its chunks go to the cache and to all who
 // wait. A flight goes on as long as one reader waits, whoever started it.
+// What has landed is looked into for names of other files, and those are wished for:
+// fetched and decompressed by flights that nobody waits for, until a reader joins.
 //
 // Bytes that fail their digest are forgotten by the blob and fetched once more
 // before that is an error: the record of what is present is a hint, and a power
@@ -37,7 +39,7 @@
 //
 //	Layer.flights > Layer.goroutines
 //	Pool.expiry > cache
-//	windows, readAhead, memory
+//	windows, readAhead, wishes, python, memory
 //
 // have a mutex each; none else is taken while one is held, and none is held
 // during I/O, decompression or a call of a Blob.

@@ -35,17 +35,19 @@ type python struct {
 const maxRoots = 8
 
 // look decompresses the beginning of a file that was wished for, for its names.
+// What Go's tools read names nothing that is not known already, or too much.
 func (l *Layer) look(inode uint32) {
-	if p, err := l.toc.Path(inode); err != nil || strings.HasSuffix(p, ".pyc") || strings.HasSuffix(p, ".go") {
+	p, err := l.toc.Path(inode)
+	if err != nil || l.wishes.wasFollowed(inode) || slices.Contains([]string{".pyc", ".go", ".s", ".a"}, path.Ext(p)) {
 		return
 	}
 	// Nobody waits: who will read the file meets the error.
-	_ = l.readAhead1(inode, nil, 0)
+	_ = l.peek(inode, nil, 0)
 }
 
-// readAhead1 fills dst from byte off of a file, which nobody waits for. It is
+// peek fills dst from byte off of a file, which nobody waits for. It is
 // decompressed also for an empty dst.
-func (l *Layer) readAhead1(inode uint32, dst []byte, off int64) error {
+func (l *Layer) peek(inode uint32, dst []byte, off int64) error {
 	for first := true; first || len(dst) > 0; first = false {
 		c, err := l.toc.FindChunk(inode, off)
 		if err != nil {
@@ -124,7 +126,7 @@ func (im image) want(c clue, paths ...string) bool {
 // followProgram wishes for the loader and the libraries of a program, and for
 // what the loader reads of one that is too large to be fetched as a whole.
 func (l *Layer) followProgram(im image, inode uint32, dir string) {
-	read := func(dst []byte, off int64) error { return l.readAhead1(inode, dst, off) }
+	read := func(dst []byte, off int64) error { return l.peek(inode, dst, off) }
 	p, segments, ok := readProgram(read)
 	if !ok {
 		return
@@ -396,14 +398,17 @@ func (im image) wantPackage(dir string) bool {
 
 // followHeader wishes for the headers that a header includes.
 func (l *Layer) followHeader(im image, p string, data []byte) {
-	names := included(data)
+	dir := path.Dir(p)
+	names := slices.DeleteFunc(included(data), func(name string) bool {
+		return path.Join(dir, name) != p && !l.wishes.named(dir+"//"+name) // #include_next of itself is another file
+	})
 	if len(names) == 0 {
 		return
 	}
 	dirs := includeDirs(im, p)
 	for _, name := range names {
 		for _, d := range dirs {
-			if at, ok := im.file(d + "/" + name); ok && d+"/"+name != p { // #include_next
+			if at, ok := im.file(d + "/" + name); ok && d+"/"+name != p {
 				at.layer.wish(byInclude, at.inode)
 				break
 			}

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -62,7 +63,7 @@ type wishes struct {
 		seen    map[uint32]struct{} // files wished for or followed
 		unread  map[uint32]wished
 		balance [clues]int64        // bytes read, less those that were not
-		names   map[string]struct{} // packages looked for
+		names   map[string]struct{} // names looked for
 		waiting []wish
 		running bool
 		imports []string            // packages of Go that sources import
@@ -81,6 +82,14 @@ func (w *wishes) followed(inode uint32) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.seeLocked(inode | followedBit)
+}
+
+// wasFollowed says whether a file was looked into.
+func (w *wishes) wasFollowed(inode uint32) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.mu.seen[inode|followedBit]
+	return ok
 }
 
 // followedBit tells files that were looked into from files wished for.
@@ -111,7 +120,8 @@ func (w *wishes) may(c clue, size int64) bool {
 	return w.mayLocked(c, size)
 }
 
-// named says, once for each name, that it is to be looked for.
+// named says, once for each name of a package or a header, that it is to be looked
+// for.
 func (w *wishes) named(name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -271,18 +281,31 @@ type wishRange struct {
 // planWishes chooses the requests.
 func (l *Layer) planWishes(waiting []wish) []wishRange {
 	var ranges []wishRange
+	nothing := func() {}
+	slices.SortStableFunc(waiting, func(a, b wish) int { return cmp.Compare(a.first, b.first) })
+	var row window // of wishes side by side, and their files
+	var files []uint32
+	flush := func() {
+		if row.hi > row.lo {
+			off, size, done := l.windows.plan(row.first, row.last, row.span, l.blob.Present)
+			ranges = append(ranges, wishRange{span: span{off, off + size}, files: files, done: done})
+		}
+		row, files = window{}, nil
+	}
 	for _, v := range waiting {
 		r, ok := l.missing(v)
-		if !ok {
-			continue
+		switch {
+		case !ok:
+		case r.hi == 0:
+			ranges = append(ranges, wishRange{files: []uint32{v.inode}, done: nothing})
+		case row.hi == r.lo && r.hi-row.lo <= l.pool.opts.Window:
+			row.last, row.hi, files = r.last, r.hi, append(files, v.inode)
+		default:
+			flush()
+			row, files = r, []uint32{v.inode}
 		}
-		w := wishRange{span: r.span, files: []uint32{v.inode}, done: func() {}}
-		if r.hi > r.lo {
-			off, size, done := l.windows.plan(r.first, r.last, r.span, l.blob.Present)
-			w.span, w.done = span{off, off + size}, done
-		}
-		ranges = append(ranges, w)
 	}
+	flush()
 	return joinRanges(ranges, l.windows, l.blob.Present)
 }
 

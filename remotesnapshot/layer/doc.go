@@ -18,6 +18,15 @@
 // read, decompressed and verified, and its chunks go to the cache and to all who
 // wait. A flight goes on as long as one reader waits, whoever started it.
 //
+// A flight that needs no wait is done by the reader itself: most of a walk's are.
+//
+// # Scans
+//
+// Reads are watched for walks, files in the order of the blob (walk.go). Ahead of
+// one that reads everything the blob is fetched in large ranges (scan.go), and
+// what is present is decompressed into the cache on all processors (unpack.go).
+// A layer of which readers have waited for long is fetched whole.
+//
 // Bytes that fail their digest are forgotten by the blob and fetched once more
 // before that is an error: the record of what is present is a hint, and a power
 // cut may have left garbage in the file.
@@ -37,7 +46,7 @@
 //
 //	Layer.flights > Layer.goroutines
 //	Pool.expiry > cache
-//	windows, readAhead, memory
+//	windows, readAhead, walks, memory
 //
 // have a mutex each; none else is taken while one is held, and none is held
 // during I/O, decompression or a call of a Blob.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 
@@ -20,14 +21,14 @@ const besides = 1 << 20
 // line is guarded by Layer.flights.
 type flight struct {
 	member uint32
-	want   uint32 // the chunk that the first waiter is after
-	size   int64  // of it, decompressed
-	upTo   uint32 // the last member that the first waiter will need
-	cancel context.CancelFunc
+	want   uint32        // the chunk that the first waiter is after
+	size   int64         // of it, decompressed
+	upTo   uint32        // the last member that the first waiter will need
 	done   chan struct{} // closed when chunks and err are final
 	err    error
 
 	waiters  int
+	cancel   context.CancelFunc // nil while it has no goroutine
 	finished bool
 	chunks   map[uint32]*buffer
 }
@@ -36,9 +37,9 @@ type flight struct {
 // chunk's member, or joins those who do.
 func (l *Layer) load(ctx context.Context, n need, use func(data []byte)) error {
 	for {
-		f, err := l.join(n)
-		if err != nil {
-			return err
+		f, own := l.join(n)
+		if own && !l.flyHere(f) {
+			l.launch(f)
 		}
 		found, err := l.wait(ctx, f, n.chunk, use)
 		l.leave(f)
@@ -63,32 +64,79 @@ type need struct {
 	upTo   uint32 // the last member that the same read will need
 }
 
-func (l *Layer) join(n need) (*flight, error) {
+// join returns the flight of a member with the caller among its waiters. It is
+// the caller's own when nobody works on it yet: call flyHere or launch then.
+func (l *Layer) join(n need) (f *flight, own bool) {
 	l.flights.Lock()
 	defer l.flights.Unlock()
 	if f := l.flights.of[n.member]; f != nil {
 		f.waiters++
-		return f, nil
+		return f, false
 	}
-	ctx, cancel := context.WithCancel(l.ctx)
-	f := &flight{
+	f = &flight{
 		member: n.member, want: n.chunk, size: n.size, upTo: n.upTo,
-		cancel: cancel, done: make(chan struct{}), waiters: 1,
-	}
-	if !l.start(func() { l.fly(ctx, f) }) {
-		cancel()
-		return nil, fmt.Errorf("layer %s: %w", l.blob.Digest(), ErrClosed)
+		done: make(chan struct{}), waiters: 1,
 	}
 	l.flights.of[n.member] = f
-	return f, nil
+	return f, true
 }
 
-// wait returns when the flight has landed or the caller's ctx has ended.
+// launch does the work of a flight in a goroutine, which goes on for as long as
+// one of the waiters stays.
+func (l *Layer) launch(f *flight) {
+	ctx, cancel := context.WithCancel(l.ctx)
+	l.flights.Lock()
+	f.cancel = cancel
+	l.flights.Unlock()
+	if !l.start(func() { l.fly(ctx, f) }) {
+		cancel()
+		l.land(f, nil, fmt.Errorf("layer %s: %w", l.blob.Digest(), ErrClosed))
+	}
+}
+
+// atOnce has ended: what would wait with it fails instead.
+var atOnce = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// flyHere does the work of a flight at once when it takes no wait: the member is
+// present, and there is memory. False leaves it to launch, as everything does that
+// goes wrong here.
+func (l *Layer) flyHere(f *flight) bool {
+	m, err := l.toc.Member(f.member)
+	if err != nil || !l.blob.Present(m.Offset, m.Size) || !l.toc.HasChunkDigests() && !l.blob.Local() {
+		return false
+	}
+	release, ok := l.pool.tryReserve(f.memory(m))
+	if !ok {
+		return false
+	}
+	defer release()
+	chunks, err := l.decode(atOnce, f, m, 0, math.MaxUint32)
+	if err != nil {
+		return false
+	}
+	l.windows.use(f.member)
+	l.keep(chunks)
+	l.land(f, chunks, nil)
+	return true
+}
+
+// wait returns when the flight has landed, the caller's ctx has ended, or it has
+// taken too long.
 func (l *Layer) wait(ctx context.Context, f *flight, chunk uint32, use func([]byte)) (found bool, err error) {
 	select {
-	case <-f.done:
-	case <-ctx.Done():
-		return false, fmt.Errorf("layer %s: chunk %d: %w", l.blob.Digest(), chunk, context.Cause(ctx))
+	case <-f.done: // without a question to ctx, which may start a goroutine for it
+	default:
+		ctx, cancel := withTimeout(ctx, l.pool.opts.ReadTimeout)
+		defer cancel()
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return false, fmt.Errorf("layer %s: chunk %d: %w", l.blob.Digest(), chunk, context.Cause(ctx))
+		}
 	}
 	b := f.chunks[chunk]
 	if b == nil && f.want == chunk {
@@ -111,9 +159,10 @@ func (l *Layer) leave(f *flight) {
 		l.forgetLocked(f)
 	}
 	free := last && f.finished
+	cancel := f.cancel
 	l.flights.Unlock()
-	if last {
-		f.cancel()
+	if last && cancel != nil {
+		cancel()
 	}
 	if free {
 		f.free()
@@ -156,10 +205,15 @@ func (l *Layer) fly(ctx context.Context, f *flight) {
 	if err != nil {
 		err = fmt.Errorf("layer %s: chunk %d: %w", l.blob.Digest(), f.want, err)
 	}
+	l.keep(chunks)
+	l.land(f, chunks, err)
+}
+
+// keep puts chunks into the cache.
+func (l *Layer) keep(chunks map[uint32]*buffer) {
 	for n, b := range chunks {
 		l.pool.keep(chunkKey{l.id, n}, b)
 	}
-	l.land(f, chunks, err)
 }
 
 // fetchMember makes the member of f present and decompresses it. Bytes that
@@ -175,7 +229,7 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 	if err := l.fetchWindow(ctx, f, m); err != nil {
 		return nil, err
 	}
-	chunks, err := l.decode(ctx, f, m, 0, math.MaxUint32)
+	chunks, err := l.decodeReserved(ctx, f, m, 0, math.MaxUint32)
 	if errors.Is(err, estargz.ErrCorrupt) {
 		l.blob.Drop(m.Offset, m.Size)
 		if err := l.vouch(ctx); err != nil {
@@ -185,7 +239,7 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 			return nil, err
 		}
 		// Other chunks of the member may be wrong for good; this one need not be.
-		chunks, err = l.decode(ctx, f, m, f.want, f.want)
+		chunks, err = l.decodeReserved(ctx, f, m, f.want, f.want)
 	}
 	l.windows.use(f.member)
 	return chunks, err
@@ -209,7 +263,10 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	}
 	off, size, done := l.windows.plan(f.member, last, span{m.Offset, hi}, l.blob.Present)
 	defer done()
-	return l.fetch(ctx, off, size)
+	begun := time.Now()
+	err := l.fetch(ctx, off, size)
+	l.missed(time.Since(begun))
+	return err
 }
 
 // fetch makes a range present for a waiting reader. A disk that takes no bytes is
@@ -238,18 +295,31 @@ func (l *Layer) span(f *flight, m estargz.Member) (last uint32, hi int64) {
 	return last, hi
 }
 
-// decode decompresses member m within the pool's budget: the chunk that f is
-// for, and up to besides bytes of others from first to last. The caller owns the
-// holds.
-func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, last uint32) (chunks map[uint32]*buffer, err error) {
-	if m.Size < 0 || m.Size > math.MaxInt32 || f.size > math.MaxInt32 {
-		return nil, fmt.Errorf("%d bytes at %d: too large to be verified in memory: %w", m.Size, m.Offset, estargz.ErrCorrupt)
-	}
-	release, err := l.pool.reserve(ctx, m.Size+f.size+besides)
+// decodeReserved is decode within the pool's budget, for which it waits.
+func (l *Layer) decodeReserved(ctx context.Context, f *flight, m estargz.Member, first, last uint32) (map[uint32]*buffer, error) {
+	release, err := l.pool.reserve(ctx, f.memory(m))
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	return l.decode(ctx, f, m, first, last)
+}
+
+// memory is what decode needs of it for member m.
+func (f *flight) memory(m estargz.Member) int64 {
+	if m.Size > math.MaxInt32 || f.size > math.MaxInt32 {
+		return besides // decode refuses it
+	}
+	return m.Size + f.size + besides
+}
+
+// decode decompresses member m: the chunk that f is for, and up to besides bytes
+// of others from first to last. The caller owns the holds, and has reserved the
+// memory.
+func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, last uint32) (chunks map[uint32]*buffer, err error) {
+	if m.Size < 0 || m.Size > math.MaxInt32 || f.size > math.MaxInt32 {
+		return nil, fmt.Errorf("%d bytes at %d: too large to be verified in memory: %w", m.Size, m.Offset, estargz.ErrCorrupt)
+	}
 	compressed, err := l.pool.mem.alloc(int(m.Size))
 	if err != nil {
 		return nil, err

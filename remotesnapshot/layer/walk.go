@@ -167,7 +167,7 @@ func (x *walk) step(toc table, p place) {
 		x.dir = dir
 		x.dirs++
 		if root := common(toc, x.root, dir); root != x.root {
-			x.root, x.end = root, false
+			x.root, x.next, x.end = root, 0, false // what was left out is inside now
 		}
 	}
 	s := p.span(toc)
@@ -180,8 +180,7 @@ func (x *walk) step(toc table, p place) {
 	if s.size() > largeFile {
 		x.large++
 	}
-	x.place = p
-	x.next = max(x.next, p.last+1)
+	x.place, x.next = p, max(x.next, p.last+1)
 	x.scan = x.scan ||
 		x.files >= treeFiles && x.dirs >= treeDirs && x.passed <= treeSparse*x.files ||
 		x.files >= rowFiles && x.large*x.files >= rowLarge*x.passed

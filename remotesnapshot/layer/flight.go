@@ -331,7 +331,8 @@ func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, 
 	l.stats.loads.Add(1)
 
 	k := keeper{mem: &l.pool.mem, want: f.want, room: besides, chunks: make(map[uint32]*buffer)}
-	err = l.toc.Decode(f.member, compressed.data, first, last, k.keep)
+	defer k.free()
+	err = l.toc.Decode(f.member, compressed.data, first, last, k.place, k.keep)
 	if err == nil {
 		err = k.err
 	}
@@ -346,28 +347,45 @@ func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, 
 	return nil, err
 }
 
-// keeper copies the chunks of a member that are worth keeping.
+// keeper takes the chunks of a member that are worth keeping.
 type keeper struct {
 	mem    *memory
 	want   uint32
 	room   int64
+	next   *buffer // for the chunk that comes next; nil when it is not kept
 	chunks map[uint32]*buffer
 	err    error
 }
 
-func (k *keeper) keep(chunk uint32, data []byte) (more bool) {
-	if chunk != k.want {
-		if int64(len(data)) > k.room {
-			return k.chunks[k.want] == nil
-		}
-		k.room -= int64(len(data))
+func (k *keeper) place(chunk uint32, size int64) []byte {
+	k.free()
+	if k.err != nil || chunk != k.want && size > k.room {
+		return nil
 	}
-	b, err := k.mem.alloc(len(data))
-	if err != nil {
-		k.err = err
+	if k.next, k.err = k.mem.alloc(int(size)); k.err != nil {
+		return nil
+	}
+	return k.next.data
+}
+
+func (k *keeper) keep(chunk uint32, data []byte) (more bool) {
+	if k.err != nil {
 		return false
 	}
-	copy(b.data, data)
-	k.chunks[chunk] = b
+	if k.next == nil {
+		return k.chunks[k.want] == nil
+	}
+	if chunk != k.want {
+		k.room -= int64(len(data))
+	}
+	k.chunks[chunk], k.next = k.next, nil
 	return k.chunks[k.want] == nil || k.room > 0
+}
+
+// free gives memory back that no chunk came for.
+func (k *keeper) free() {
+	if k.next != nil {
+		k.next.release()
+		k.next = nil
+	}
 }

@@ -84,7 +84,7 @@ type decoder struct {
 	gz     *gzip.Reader
 	zst    *zstd.Decoder
 	stream io.Reader
-	pos    int64 // decompressed bytes read
+	pos    int64  // decompressed bytes read
 	buf    []byte // for chunks that have no other place
 	chunk  []byte // the last one
 	chosen []chosen

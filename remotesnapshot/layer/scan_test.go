@@ -66,7 +66,13 @@ func TestScanFetchesTheRestOfTheDirectory(t *testing.T) {
 	o.walk(a[:enough]) // the last of them makes it a scan
 	eventually(t, "all of the directory is there", func() bool { return o.present(a) == len(a) })
 	require.Zero(t, o.present(below(files, "b/")), "and nothing else")
-	require.Equal(t, Prefetch, o.blob.requests()[enough].prio)
+	blocked := 0
+	for _, r := range o.blob.requests() {
+		if r.prio == Blocked {
+			blocked++
+		}
+	}
+	require.LessOrEqual(t, blocked, enough)
 	o.blob.forget()
 	o.walk(a)
 	require.Empty(t, o.blob.requests())

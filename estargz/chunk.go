@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"sort"
 
-	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,7 +15,6 @@ type Chunk struct {
 	Member     uint32
 	Inner      int64 // where it begins in the decompressed member
 	Zeros      bool  // all zeros: no member, no digest
-	Digest     digest.Digest
 }
 
 // Member is a part of the blob that can be decompressed alone: one gzip member
@@ -92,8 +90,7 @@ func (t *TOC) FindChunk(i uint32, off int64) (uint32, error) {
 	return c, nil
 }
 
-// Chunk fills out from chunk c. Digest is "" where there is none (zeros, legacy
-// stargz).
+// Chunk fills out from chunk c. It does not allocate.
 func (t *TOC) Chunk(c uint32, out *Chunk) error {
 	r, err := t.chunk(c)
 	if err != nil {
@@ -105,9 +102,6 @@ func (t *TOC) Chunk(c uint32, out *Chunk) error {
 	}
 	if !out.Zeros && out.Member >= t.members {
 		return corruptf("chunk %d: member %d of %d", c, out.Member, t.members)
-	}
-	if r.flags()&chunkSummed != 0 {
-		out.Digest = digest.NewDigestFromBytes(digest.SHA256, r.sum())
 	}
 	return nil
 }

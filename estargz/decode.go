@@ -19,13 +19,18 @@ import (
 // are emitted, others only skipped over. data is valid during the call only.
 // Errors wrap ErrCorrupt when the bytes are at fault and name the chunk.
 //
+// place, unless nil, may give the memory that a chunk of size bytes is decompressed
+// into, which spares a copy; nil for none. It must stay until Decode returns, and
+// is what emit gets. Its contents mean nothing when emit is not called for it.
+//
 // A chunk without a digest (legacy stargz) is emitted as it is: the blob's own
 // digest has vouched for it.
 //
 // Decode needs memory for one chunk and the decompressor's window (32 KiB for
 // gzip; a zstd frame says, at most 128 MiB), reuses both, and may run in any
 // number of goroutines.
-func (t *TOC) Decode(m uint32, compressed []byte, first, last uint32, emit func(chunk uint32, data []byte) bool) error {
+func (t *TOC) Decode(m uint32, compressed []byte, first, last uint32,
+	place func(chunk uint32, size int64) []byte, emit func(chunk uint32, data []byte) bool) error {
 	r, mFirst, mLast, err := t.member(m)
 	if err != nil {
 		return err
@@ -49,7 +54,11 @@ func (t *TOC) Decode(m uint32, compressed []byte, first, last uint32, emit func(
 		return corruptf("decode member %d at offset %d: %w", m, r.Offset, err)
 	}
 	for _, c := range d.chosen {
-		data, err := d.next(c)
+		var dst []byte
+		if place != nil {
+			dst = place(c.index, c.size)
+		}
+		data, err := d.next(c, dst)
 		if err != nil {
 			return corruptf("decode member %d at offset %d: chunk %d: %w", m, r.Offset, c.index, err)
 		}
@@ -68,15 +77,16 @@ type chosen struct {
 	sum         [sha256.Size]byte
 }
 
-// decoder is what Decode reuses. The buffer keeps its last bytes, for the
-// chunk after it may be the same one in another file.
+// decoder is what Decode reuses. The last chunk's bytes are kept, for the chunk after
+// it may be the same one in another file.
 type decoder struct {
 	src    bytes.Reader
 	gz     *gzip.Reader
 	zst    *zstd.Decoder
 	stream io.Reader
-	pos    int64 // decompressed bytes read
-	buf    []byte
+	pos    int64  // decompressed bytes read
+	buf    []byte // for chunks that have no other place
+	chunk  []byte // the last one
 	chosen []chosen
 }
 
@@ -92,7 +102,7 @@ const (
 // release gives the decoder back, without the bytes it was given.
 func (d *decoder) release() {
 	d.src.Reset(nil)
-	d.stream = nil
+	d.stream, d.chunk = nil, nil
 	if cap(d.buf) > keptBuffer {
 		d.buf = nil
 	}
@@ -138,7 +148,7 @@ func (d *decoder) choose(t *TOC, m, first, last uint32, size int64) error {
 // reset starts the decompressor at the beginning of a member.
 func (d *decoder) reset(f Format, compressed []byte) (err error) {
 	d.src.Reset(compressed)
-	d.pos, d.buf = 0, d.buf[:0]
+	d.pos, d.chunk = 0, nil
 	if f == FormatZstdChunked {
 		d.stream, err = d.zstd(compressed)
 		return err
@@ -186,26 +196,30 @@ func newZstd() (*zstd.Decoder, error) {
 		zstd.WithDecoderMaxWindow(maxWindow))
 }
 
-// next returns the bytes of a chunk, verified.
-func (d *decoder) next(c chosen) ([]byte, error) {
-	if err := d.read(c); err != nil {
+// next returns the bytes of a chunk, verified; in dst, if that is not nil.
+func (d *decoder) next(c chosen, dst []byte) ([]byte, error) {
+	if err := d.read(c, dst); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return nil, fmt.Errorf("at %d, +%d: %w", c.inner, c.size, err)
 	}
 	if c.summed {
-		if got := sha256.Sum256(d.buf); got != c.sum {
+		if got := sha256.Sum256(d.chunk); got != c.sum {
 			return nil, fmt.Errorf("digest is sha256:%x, the TOC says sha256:%x", got, c.sum)
 		}
 	}
-	return d.buf, nil
+	return d.chunk, nil
 }
 
-// read fills the buffer with the bytes of a chunk.
-func (d *decoder) read(c chosen) error {
-	if size := int64(len(d.buf)); size > 0 && size == c.size && d.pos-size == c.inner {
-		return nil // the same bytes again
+// read makes the bytes of a chunk the last ones.
+func (d *decoder) read(c chosen, dst []byte) error {
+	if size := int64(len(d.chunk)); size > 0 && size == c.size && d.pos-size == c.inner {
+		if dst != nil { // the same bytes again
+			copy(dst, d.chunk)
+			d.chunk = dst
+		}
+		return nil
 	}
 	if c.inner < d.pos {
 		return errors.New("overlaps the chunk before")
@@ -213,11 +227,14 @@ func (d *decoder) read(c chosen) error {
 	if _, err := io.CopyN(io.Discard, d.stream, c.inner-d.pos); err != nil {
 		return err
 	}
-	d.buf = slices.Grow(d.buf[:0], int(c.size))[:c.size]
-	if _, err := io.ReadFull(d.stream, d.buf); err != nil {
-		d.buf = d.buf[:0]
+	if dst == nil {
+		d.buf = slices.Grow(d.buf[:0], int(c.size))[:c.size]
+		dst = d.buf
+	}
+	if _, err := io.ReadFull(d.stream, dst); err != nil {
+		d.chunk = nil
 		return err
 	}
-	d.pos = c.inner + c.size
+	d.chunk, d.pos = dst, c.inner+c.size
 	return nil
 }

@@ -54,7 +54,7 @@ func TestDecodeSome(t *testing.T) {
 				{first: 0, last: ^uint32(0), stop: 2, want: []uint32{0, 1}},
 			} {
 				var got []uint32
-				err := toc.Decode(0, compressed, tc.first, tc.last, func(c uint32, data []byte) bool {
+				err := toc.Decode(0, compressed, tc.first, tc.last, nil, func(c uint32, data []byte) bool {
 					got = append(got, c)
 					return len(got) != tc.stop
 				})
@@ -73,7 +73,7 @@ func TestDecodeFaults(t *testing.T) {
 		t.Run(format.String(), func(t *testing.T) {
 			toc, compressed, _ := sharedMember(t, format)
 			want := map[uint32][]byte{}
-			if err := toc.Decode(0, compressed, 0, 29, func(c uint32, data []byte) bool {
+			if err := toc.Decode(0, compressed, 0, 29, nil, func(c uint32, data []byte) bool {
 				want[c] = bytes.Clone(data)
 				return true
 			}); err != nil {
@@ -82,7 +82,7 @@ func TestDecodeFaults(t *testing.T) {
 			try := func(what string, bad []byte) {
 				t.Helper()
 				emitted := 0
-				err := toc.Decode(0, bad, 0, 29, func(c uint32, data []byte) bool {
+				err := toc.Decode(0, bad, 0, 29, nil, func(c uint32, data []byte) bool {
 					emitted++
 					if !bytes.Equal(data, want[c]) {
 						t.Errorf("%s: wrong bytes for chunk %d", what, c)
@@ -106,10 +106,10 @@ func TestDecodeFaults(t *testing.T) {
 				clear(bad[len(bad)*i/50:])
 				try(fmt.Sprintf("zeros from %d/50", i), bad)
 			}
-			if err := toc.Decode(0, compressed[1:], 0, 29, nil); err == nil || errors.Is(err, estargz.ErrCorrupt) {
+			if err := toc.Decode(0, compressed[1:], 0, 29, nil, nil); err == nil || errors.Is(err, estargz.ErrCorrupt) {
 				t.Errorf("part of a member: error %v", err)
 			}
-			if err := toc.Decode(1, compressed, 0, 29, nil); !errors.Is(err, estargz.ErrCorrupt) {
+			if err := toc.Decode(1, compressed, 0, 29, nil, nil); !errors.Is(err, estargz.ErrCorrupt) {
 				t.Errorf("member that is not there: error %v", err)
 			}
 		})
@@ -120,7 +120,7 @@ func TestDecodeConcurrently(t *testing.T) {
 	for _, format := range memberFormats {
 		toc, compressed, _ := sharedMember(t, format)
 		want := make([][]byte, toc.Chunks())
-		err := toc.Decode(0, compressed, 0, 29, func(c uint32, data []byte) bool {
+		err := toc.Decode(0, compressed, 0, 29, nil, func(c uint32, data []byte) bool {
 			want[c] = bytes.Clone(data)
 			return true
 		})
@@ -132,7 +132,7 @@ func TestDecodeConcurrently(t *testing.T) {
 			wg.Go(func() {
 				for i := range 20 {
 					first := uint32(g+i) % 30
-					err := toc.Decode(0, compressed, first, first+3, func(c uint32, data []byte) bool {
+					err := toc.Decode(0, compressed, first, first+3, nil, func(c uint32, data []byte) bool {
 						if !bytes.Equal(data, want[c]) {
 							t.Errorf("wrong bytes for chunk %d", c)
 						}
@@ -157,7 +157,7 @@ func TestDecodeAllocations(t *testing.T) {
 		toc, compressed, _ := sharedMember(t, format)
 		emit := func(uint32, []byte) bool { return true }
 		n := testing.AllocsPerRun(100, func() {
-			if err := toc.Decode(0, compressed, 0, 29, emit); err != nil {
+			if err := toc.Decode(0, compressed, 0, 29, nil, emit); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -238,7 +238,7 @@ func BenchmarkDecode(b *testing.B) {
 			b.SetBytes(int64(len(data)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := toc.Decode(0, l.Blob[m.Offset:m.Offset+m.Size], 0, 0, func(uint32, []byte) bool { return true }); err != nil {
+				if err := toc.Decode(0, l.Blob[m.Offset:m.Offset+m.Size], 0, 0, nil, func(uint32, []byte) bool { return true }); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -190,7 +190,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		compressed = append(compressed, make([]byte, at.Size-int64(len(compressed)))...)
-		err = toc.Decode(0, compressed, 0, 1, func(uint32, []byte) bool {
+		err = toc.Decode(0, compressed, 0, 1, nil, func(uint32, []byte) bool {
 			t.Fatal("a chunk that does not have its digest")
 			return false
 		})

@@ -224,7 +224,7 @@ func touchAll(t *TOC) {
 		t.MemberFile(m)
 		t.FindMember(at.Offset)
 		if err == nil && at.Size < 1<<20 {
-			t.Decode(m, make([]byte, at.Size), 0, ^uint32(0), func(uint32, []byte) bool { return true })
+			t.Decode(m, make([]byte, at.Size), 0, ^uint32(0), nil, func(uint32, []byte) bool { return true })
 		}
 	}
 }

@@ -276,7 +276,7 @@ func (r *Reader) readMember(m uint32) error {
 	if _, err := r.Blob.ReadAt(compressed, at.Offset); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	return r.TOC.Decode(m, compressed, first, last, func(c uint32, data []byte) bool {
+	return r.TOC.Decode(m, compressed, first, last, nil, func(c uint32, data []byte) bool {
 		r.chunks[c] = slices.Clone(data)
 		r.kept += int64(len(data))
 		return true

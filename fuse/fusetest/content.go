@@ -159,7 +159,7 @@ func (c *Content) chunk(i, member uint32) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = c.toc.Decode(member, c.blob[m.Offset:m.Offset+m.Size], 0, math.MaxUint32, func(i uint32, b []byte) bool {
+	err = c.toc.Decode(member, c.blob[m.Offset:m.Offset+m.Size], 0, math.MaxUint32, nil, func(i uint32, b []byte) bool {
 		c.mu.chunks[i] = append([]byte(nil), b...)
 		return true
 	})

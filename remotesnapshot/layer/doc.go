@@ -20,6 +20,15 @@
 // What has landed is looked into for names of other files, and those are wished for:
 // fetched and decompressed by flights that nobody waits for, until a reader joins.
 //
+// A flight that needs no wait is done by the reader itself: most of a walk's are.
+//
+// # Scans
+//
+// Reads are watched for walks, files in the order of the blob (walk.go). Ahead of
+// one that reads everything the blob is fetched in large ranges (scan.go), and
+// what is present is decompressed into the cache on all processors (unpack.go).
+// A layer of which readers have waited for long is fetched whole.
+//
 // Bytes that fail their digest are forgotten by the blob and fetched once more
 // before that is an error: the record of what is present is a hint, and a power
 // cut may have left garbage in the file.
@@ -39,7 +48,7 @@
 //
 //	Layer.flights > Layer.goroutines
 //	Pool.expiry > cache
-//	windows, readAhead, wishes, python, memory
+//	windows, readAhead, walks, wishes, python, memory
 //
 // have a mutex each; none else is taken while one is held, and none is held
 // during I/O, decompression or a call of a Blob.

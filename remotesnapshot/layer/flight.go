@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 
@@ -20,14 +21,14 @@ const besides = 1 << 20
 // line is guarded by Layer.flights.
 type flight struct {
 	member uint32
-	want   uint32 // the chunk that the first waiter is after
-	size   int64  // of it, decompressed
-	upTo   uint32 // the last member that the first waiter will need
-	cancel context.CancelFunc
+	want   uint32        // the chunk that the first waiter is after
+	size   int64         // of it, decompressed
+	upTo   uint32        // the last member that the first waiter will need
 	done   chan struct{} // closed when chunks and err are final
 	err    error
 
 	waiters  int
+	cancel   context.CancelFunc // nil while it has no goroutine
 	finished bool
 	ahead    bool // nobody has asked for the chunk yet
 	chunks   map[uint32]*buffer
@@ -37,9 +38,9 @@ type flight struct {
 // chunk's member, or joins those who do.
 func (l *Layer) load(ctx context.Context, n need, use func(data []byte)) error {
 	for {
-		f, late, err := l.join(n)
-		if err != nil {
-			return err
+		f, own, late := l.join(n)
+		if own && !l.flyHere(f) {
+			l.launch(f)
 		}
 		if late {
 			l.hurry(ctx, n.member)
@@ -68,43 +69,95 @@ type need struct {
 	ahead  bool   // nobody waits
 }
 
-// join returns the flight of a member. late says that it began when nobody waited.
-func (l *Layer) join(n need) (f *flight, late bool, err error) {
+// join returns the flight of a member with the caller among its waiters. It is
+// the caller's own when nobody works on it yet: call flyHere or launch then. late
+// says that it began when nobody waited.
+func (l *Layer) join(n need) (f *flight, own, late bool) {
 	l.flights.Lock()
 	defer l.flights.Unlock()
 	if f := l.flights.of[n.member]; f != nil {
 		f.waiters++
 		late = f.ahead && !n.ahead
 		f.ahead = f.ahead && n.ahead
-		return f, late, nil
+		return f, false, late
 	}
-	ctx, cancel := context.WithCancel(l.ctx)
 	f = &flight{
 		member: n.member, want: n.chunk, size: n.size, upTo: n.upTo,
-		cancel: cancel, done: make(chan struct{}), waiters: 1, ahead: n.ahead,
-	}
-	if !l.start(func() { l.fly(ctx, f) }) {
-		cancel()
-		return nil, false, fmt.Errorf("layer %s: %w", l.blob.Digest(), ErrClosed)
+		done: make(chan struct{}), waiters: 1, ahead: n.ahead,
 	}
 	l.flights.of[n.member] = f
-	return f, false, nil
+	return f, true, false
 }
 
 // hurry lets the bytes of a member that were asked for ahead come as those for
 // which somebody waits. An error is the flight's to report.
 func (l *Layer) hurry(ctx context.Context, member uint32) {
+	ctx, cancel := withTimeout(ctx, l.pool.opts.ReadTimeout)
+	defer cancel()
 	if m, err := l.toc.Member(member); err == nil {
 		_ = l.blob.Fetch(ctx, Blocked, m.Offset, m.Size)
 	}
 }
 
-// wait returns when the flight has landed or the caller's ctx has ended.
+// launch does the work of a flight in a goroutine, which goes on for as long as
+// one of the waiters stays.
+func (l *Layer) launch(f *flight) {
+	ctx, cancel := context.WithCancel(l.ctx)
+	l.flights.Lock()
+	f.cancel = cancel
+	l.flights.Unlock()
+	if !l.start(func() { l.fly(ctx, f) }) {
+		cancel()
+		l.land(f, nil, fmt.Errorf("layer %s: %w", l.blob.Digest(), ErrClosed))
+	}
+}
+
+// atOnce has ended: what would wait with it fails instead.
+var atOnce = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// flyHere does the work of a flight at once when it takes no wait: the member is
+// present, and there is memory. False leaves it to launch, as everything does that
+// goes wrong here.
+func (l *Layer) flyHere(f *flight) bool {
+	m, err := l.toc.Member(f.member)
+	if err != nil || !l.blob.Present(m.Offset, m.Size) || !l.toc.HasChunkDigests() && !l.blob.Local() {
+		return false
+	}
+	release, ok := l.pool.tryReserve(f.memory(m))
+	if !ok {
+		return false
+	}
+	defer release()
+	chunks, err := l.decode(atOnce, f, m, 0, math.MaxUint32)
+	if err != nil {
+		return false
+	}
+	if first := l.landed(f, chunks, nil); first != nil {
+		// What it names may have to be fetched, and the reader does not wait for that.
+		if !l.start(func() { defer first.release(); l.followFirst(f, first.data) }) {
+			first.release()
+		}
+	}
+	return true
+}
+
+// wait returns when the flight has landed, the caller's ctx has ended, or it has
+// taken too long.
 func (l *Layer) wait(ctx context.Context, f *flight, chunk uint32, use func([]byte)) (found bool, err error) {
 	select {
-	case <-f.done:
-	case <-ctx.Done():
-		return false, fmt.Errorf("layer %s: chunk %d: %w", l.blob.Digest(), chunk, context.Cause(ctx))
+	case <-f.done: // without a question to ctx, which may start a goroutine for it
+	default:
+		ctx, cancel := withTimeout(ctx, l.pool.opts.ReadTimeout)
+		defer cancel()
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return false, fmt.Errorf("layer %s: chunk %d: %w", l.blob.Digest(), chunk, context.Cause(ctx))
+		}
 	}
 	b := f.chunks[chunk]
 	if b == nil && f.want == chunk {
@@ -127,9 +180,10 @@ func (l *Layer) leave(f *flight) {
 		l.forgetLocked(f)
 	}
 	free := last && f.finished
+	cancel := f.cancel
 	l.flights.Unlock()
-	if last {
-		f.cancel()
+	if last && cancel != nil {
+		cancel()
 	}
 	if free {
 		f.free()
@@ -174,21 +228,27 @@ func (l *Layer) fly(ctx context.Context, f *flight) {
 	if err != nil {
 		err = fmt.Errorf("layer %s: chunk %d: %w", l.blob.Digest(), f.want, err)
 	}
+	if first := l.landed(f, chunks, err); first != nil {
+		defer first.release()
+		l.followFirst(f, first.data)
+	}
+}
+
+// landed hands the results of a flight to the cache and to those who wait. It
+// returns what is to be looked into, which the caller releases; mostly nil.
+func (l *Layer) landed(f *flight, chunks map[uint32]*buffer, err error) (first *buffer) {
 	for n, b := range chunks {
 		l.pool.keep(chunkKey{l.id, n}, b)
 	}
-	first := l.firstChunk(f, chunks)
-	if first != nil {
-		defer first.acquire().release()
+	if first = l.firstChunk(f, chunks); first != nil {
+		first.acquire()
 	}
 	if asked := l.land(f, chunks, err); asked {
 		l.used(f.member)
 	} else if err == nil {
 		l.wishes.decoded(f.member)
 	}
-	if first != nil {
-		l.followFirst(f, first.data)
-	}
+	return first
 }
 
 // fetchMember makes the member of f present and decompresses it. Bytes that
@@ -204,7 +264,7 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 	if err := l.fetchWindow(ctx, f, m); err != nil {
 		return nil, err
 	}
-	chunks, err := l.decode(ctx, f, m, 0, math.MaxUint32)
+	chunks, err := l.decodeReserved(ctx, f, m, 0, math.MaxUint32)
 	if errors.Is(err, estargz.ErrCorrupt) {
 		l.blob.Drop(m.Offset, m.Size)
 		if err := l.vouch(ctx); err != nil {
@@ -214,7 +274,7 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 			return nil, err
 		}
 		// Other chunks of the member may be wrong for good; this one need not be.
-		chunks, err = l.decode(ctx, f, m, f.want, f.want)
+		chunks, err = l.decodeReserved(ctx, f, m, f.want, f.want)
 	}
 	return chunks, err
 }
@@ -239,12 +299,14 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	}
 	last, hi := l.span(f, m)
 	off, size, done := l.windows.plan(f.member, last, span{m.Offset, hi}, l.blob.Present)
+	begun := time.Now()
 	stop := l.startWindow(off, size, done)
 	l.followMember(f.member)
 	err := l.fetch(ctx, Blocked, m.Offset, m.Size)
 	if err != nil {
 		stop()
 	}
+	l.missed(time.Since(begun))
 	return err
 }
 
@@ -297,18 +359,31 @@ func (l *Layer) span(f *flight, m estargz.Member) (last uint32, hi int64) {
 	return last, hi
 }
 
-// decode decompresses member m within the pool's budget: the chunk that f is
-// for, and up to besides bytes of others from first to last. The caller owns the
-// holds.
-func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, last uint32) (chunks map[uint32]*buffer, err error) {
-	if m.Size < 0 || m.Size > math.MaxInt32 || f.size > math.MaxInt32 {
-		return nil, fmt.Errorf("%d bytes at %d: too large to be verified in memory: %w", m.Size, m.Offset, estargz.ErrCorrupt)
-	}
-	release, err := l.pool.reserve(ctx, m.Size+f.size+besides)
+// decodeReserved is decode within the pool's budget, for which it waits.
+func (l *Layer) decodeReserved(ctx context.Context, f *flight, m estargz.Member, first, last uint32) (map[uint32]*buffer, error) {
+	release, err := l.pool.reserve(ctx, f.memory(m))
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	return l.decode(ctx, f, m, first, last)
+}
+
+// memory is what decode needs of it for member m.
+func (f *flight) memory(m estargz.Member) int64 {
+	if m.Size > math.MaxInt32 || f.size > math.MaxInt32 {
+		return besides // decode refuses it
+	}
+	return m.Size + f.size + besides
+}
+
+// decode decompresses member m: the chunk that f is for, and up to besides bytes
+// of others from first to last. The caller owns the holds, and has reserved the
+// memory.
+func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, last uint32) (chunks map[uint32]*buffer, err error) {
+	if m.Size < 0 || m.Size > math.MaxInt32 || f.size > math.MaxInt32 {
+		return nil, fmt.Errorf("%d bytes at %d: too large to be verified in memory: %w", m.Size, m.Offset, estargz.ErrCorrupt)
+	}
 	compressed, err := l.pool.mem.alloc(int(m.Size))
 	if err != nil {
 		return nil, err
@@ -320,7 +395,8 @@ func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, 
 	l.stats.loads.Add(1)
 
 	k := keeper{mem: &l.pool.mem, want: f.want, room: besides, chunks: make(map[uint32]*buffer)}
-	err = l.toc.Decode(f.member, compressed.data, first, last, k.keep)
+	defer k.free()
+	err = l.toc.Decode(f.member, compressed.data, first, last, k.place, k.keep)
 	if err == nil {
 		err = k.err
 	}
@@ -335,28 +411,45 @@ func (l *Layer) decode(ctx context.Context, f *flight, m estargz.Member, first, 
 	return nil, err
 }
 
-// keeper copies the chunks of a member that are worth keeping.
+// keeper takes the chunks of a member that are worth keeping.
 type keeper struct {
 	mem    *memory
 	want   uint32
 	room   int64
+	next   *buffer // for the chunk that comes next; nil when it is not kept
 	chunks map[uint32]*buffer
 	err    error
 }
 
-func (k *keeper) keep(chunk uint32, data []byte) (more bool) {
-	if chunk != k.want {
-		if int64(len(data)) > k.room {
-			return k.chunks[k.want] == nil
-		}
-		k.room -= int64(len(data))
+func (k *keeper) place(chunk uint32, size int64) []byte {
+	k.free()
+	if k.err != nil || chunk != k.want && size > k.room {
+		return nil
 	}
-	b, err := k.mem.alloc(len(data))
-	if err != nil {
-		k.err = err
+	if k.next, k.err = k.mem.alloc(int(size)); k.err != nil {
+		return nil
+	}
+	return k.next.data
+}
+
+func (k *keeper) keep(chunk uint32, data []byte) (more bool) {
+	if k.err != nil {
 		return false
 	}
-	copy(b.data, data)
-	k.chunks[chunk] = b
+	if k.next == nil {
+		return k.chunks[k.want] == nil
+	}
+	if chunk != k.want {
+		k.room -= int64(len(data))
+	}
+	k.chunks[chunk], k.next = k.next, nil
 	return k.chunks[k.want] == nil || k.room > 0
+}
+
+// free gives memory back that no chunk came for.
+func (k *keeper) free() {
+	if k.next != nil {
+		k.next.release()
+		k.next = nil
+	}
 }

@@ -450,8 +450,11 @@ func includeDirs(im image, p string) (dirs []string) {
 // when it has none, or nothing is to come of it.
 func (l *Layer) firstChunk(f *flight, chunks map[uint32]*buffer) *buffer {
 	b := chunks[f.want]
+	if b == nil || l.scanning.Load() { // who reads everything needs no clues
+		return nil
+	}
 	inode, err := l.toc.MemberFile(f.member)
-	if b == nil || err != nil || l.blob.Local() || l.pool.opts.Window <= 0 {
+	if err != nil || l.blob.Local() || l.pool.opts.Window <= 0 {
 		return nil
 	}
 	if c, _, err := l.toc.FileChunks(inode); err != nil || c != f.want {

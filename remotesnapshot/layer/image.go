@@ -50,15 +50,15 @@ func (l *Layer) image() (im image, release func()) {
 	}
 }
 
-// place is a file or a directory of a layer.
-type place struct {
+// location is a file or a directory of a layer.
+type location struct {
 	layer *Layer
 	inode uint32
 	mode  uint32
 }
 
 // find follows a path to a file or a directory, through symlinks.
-func (im image) find(p string) (at place, ok bool) {
+func (im image) find(p string) (at location, ok bool) {
 	for range maxLinks {
 		link := ""
 		if at, link, ok = im.walk(p); link == "" {
@@ -66,15 +66,15 @@ func (im image) find(p string) (at place, ok bool) {
 		}
 		p = link
 	}
-	return place{}, false
+	return location{}, false
 }
 
 // walk goes down a path in all layers at the same time, up to its end or the first
 // symlink, for which it returns the path to go on with.
-func (im image) walk(p string) (at place, link string, ok bool) {
-	dirs := make([]place, 0, maxLayers)
+func (im image) walk(p string) (at location, link string, ok bool) {
+	dirs := make([]location, 0, maxLayers)
 	for _, l := range im {
-		dirs = append(dirs, place{l, estargz.Root, unix.S_IFDIR})
+		dirs = append(dirs, location{l, estargz.Root, unix.S_IFDIR})
 	}
 	p = path.Clean("/" + p)
 	for done, rest := "/", p[1:]; rest != ""; {
@@ -94,31 +94,31 @@ func (im image) walk(p string) (at place, link string, ok bool) {
 					continue
 				}
 				if !bytes.HasPrefix(to, []byte("/")) {
-					return place{}, path.Join(done, string(to), rest), false
+					return location{}, path.Join(done, string(to), rest), false
 				}
-				return place{}, path.Join(string(to), rest), false
+				return location{}, path.Join(string(to), rest), false
 			case mode == unix.S_IFDIR:
-				next = append(next, place{d.layer, i, mode})
+				next = append(next, location{d.layer, i, mode})
 			case mode == unix.S_IFREG && rest == "":
-				return place{d.layer, i, mode}, "", true
+				return location{d.layer, i, mode}, "", true
 			}
 		}
 		dirs, done = next, path.Join(done, name)
 	}
 	if len(dirs) == 0 {
-		return place{}, "", false
+		return location{}, "", false
 	}
 	return dirs[0], "", true
 }
 
 // file finds a regular file.
-func (im image) file(p string) (place, bool) {
+func (im image) file(p string) (location, bool) {
 	at, ok := im.find(p)
 	return at, ok && at.mode == unix.S_IFREG
 }
 
 // entries calls f with what is in a directory until it returns false.
-func (at place) entries(f func(name string, inode uint32) bool) {
+func (at location) entries(f func(name string, inode uint32) bool) {
 	var node estargz.Inode
 	toc := at.layer.toc
 	if at.mode != unix.S_IFDIR || toc.Inode(at.inode, &node) != nil {
@@ -133,11 +133,11 @@ func (at place) entries(f func(name string, inode uint32) bool) {
 }
 
 // files lists the regular files in a directory for which want holds.
-func (at place) files(limit int, want func(name string) bool) (out []place) {
+func (at location) files(limit int, want func(name string) bool) (out []location) {
 	at.entries(func(name string, i uint32) bool {
 		var node estargz.Inode
 		if want(name) && at.layer.toc.Inode(i, &node) == nil && node.Mode&unix.S_IFMT == unix.S_IFREG {
-			out = append(out, place{at.layer, i, unix.S_IFREG})
+			out = append(out, location{at.layer, i, unix.S_IFREG})
 		}
 		return len(out) < limit
 	})
@@ -145,7 +145,7 @@ func (at place) files(limit int, want func(name string) bool) (out []place) {
 }
 
 // names lists what is in a directory.
-func (at place) names(limit int) (out []string) {
+func (at location) names(limit int) (out []string) {
 	at.entries(func(name string, _ uint32) bool {
 		out = append(out, name)
 		return len(out) < limit

@@ -41,6 +41,10 @@ type Layer struct {
 	ahead     readAhead
 	stats     stats
 
+	walks     walks
+	scanning  atomic.Bool  // what fetches ahead of scans is under way
+	unpacking atomic.Int32 // goroutines that decompress ahead of them
+
 	prefetchOnce sync.Once
 	closeOnce    sync.Once
 }
@@ -53,6 +57,7 @@ func Open(p *Pool, b Blob, toc *estargz.TOC) *Layer {
 	l.holds.Store(1)
 	l.flights.of = make(map[uint32]*flight)
 	l.windows = newWindows(toc, p.opts.Window)
+	l.walks.toc = toc
 	return l
 }
 

@@ -142,3 +142,12 @@ func (p *Pool) reserve(ctx context.Context, n int64) (release func(), err error)
 	}
 	return func() { p.budget.Release(n) }, nil
 }
+
+// tryReserve is reserve for those who do without rather than wait.
+func (p *Pool) tryReserve(n int64) (release func(), ok bool) {
+	n = min(n, p.opts.DecodeBytes)
+	if !p.budget.TryAcquire(n) {
+		return nil, false
+	}
+	return func() { p.budget.Release(n) }, true
+}

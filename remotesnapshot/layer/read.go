@@ -34,6 +34,7 @@ func (l *Layer) ReadAt(ctx context.Context, inode uint32, dst []byte, off int64)
 		return 0, nil
 	}
 	dst = dst[:min(int64(len(dst)), node.Size-off)]
+	l.watch(inode, off)
 	if n, err = l.readChunks(ctx, inode, dst, off); err == nil {
 		l.readAhead(inode, off, n, node.Size)
 	}
@@ -84,8 +85,6 @@ func (l *Layer) readChunk(ctx context.Context, c uint32, chunk *estargz.Chunk, p
 		}
 		return nil
 	}
-	ctx, cancel := withTimeout(ctx, l.pool.opts.ReadTimeout)
-	defer cancel()
 	n := need{chunk: c, size: chunk.Size, member: chunk.Member, upTo: l.lastMember(c, chunk, skip+int64(ahead))}
 	copied := -1
 	err := l.load(ctx, n, func(data []byte) { copied = copy(part, data[min(skip, int64(len(data))):]) })

@@ -125,7 +125,8 @@ func (b *fakeBlob) Fetch(ctx context.Context, p Priority, off, size int64) error
 	return b.Start(p, off, size)(ctx)
 }
 
-// Start joins a flight that brings all of the range.
+// Start joins a flight that brings all of the range, and for whose bytes somebody
+// waits if the caller does: a blob cuts others.
 func (b *fakeBlob) Start(p Priority, off, size int64) func(ctx context.Context) error {
 	if b.Present(off, size) {
 		return func(context.Context) error { return nil }
@@ -134,7 +135,7 @@ func (b *fakeBlob) Start(p Priority, off, size int64) func(ctx context.Context) 
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, f := range b.mu.coming {
-		if f.off <= off && end <= f.off+f.size {
+		if f.off <= off && end <= f.off+f.size && f.prio >= p {
 			return func(ctx context.Context) error {
 				select {
 				case <-f.done:

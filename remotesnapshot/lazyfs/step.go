@@ -121,10 +121,14 @@ func (s *Step) End(completed bool) {
 	}
 	started := s.fs.inBackground(func() {
 		defer done()
+		put := make(map[digest.Digest]bool, len(uses))
 		for i, u := range uses {
-			if err := s.fs.profiles.Put(u.entry.key.blob, s.id, read[i], whole[i] && completed); err != nil {
+			// A blob that is two layers, by two TOCs, has one profile.
+			blob := u.entry.key.blob
+			if err := s.fs.profiles.Put(blob, s.id, read[i], whole[i] && completed && !put[blob]); err != nil {
 				s.fs.opts.OnError(err)
 			}
+			put[blob] = true
 		}
 	})
 	if !started {

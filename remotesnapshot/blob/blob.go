@@ -151,8 +151,8 @@ func (b *Blob) startDemand(p Priority, off, size int64) (*demand, error) {
 type Range struct{ Off, Size int64 }
 
 // FetchAll makes ranges present that the caller has chosen with care: each is a
-// request as it is, neither joined with others nor split, but for what is
-// present or on its way. Those that wait for a connection get it in their order. It
+// request as it is, not joined with others, but for what is present or on its way;
+// a longer one than RequestSize is several. Those that wait for a connection get it in their order. It
 // returns when all are there; errors are those of ReadAt, of the first range that failed.
 func (b *Blob) FetchAll(ctx context.Context, p Priority, ranges []Range) error {
 	if b.released.Load() {

@@ -20,12 +20,12 @@ func (r *rig) asked() (ranges []string) {
 }
 
 // Ranges that were chosen are asked for as they are: neighbours are not joined,
-// also where only one request can be sent at a time, and nothing is split.
+// also where only one request can be sent at a time.
 func TestFetchAllAsksAsItIsTold(t *testing.T) {
 	for _, connections := range []int{1, 2, 10} {
 		t.Run(fmt.Sprint(connections), func(t *testing.T) {
 			r := newRig(t, 8*mib)
-			r.opts.Connections, r.opts.RequestSize = connections, 1*mib
+			r.opts.Connections, r.opts.RequestSize = connections, 2*mib
 			b := r.open()
 			r.reads(b, blob.Blocked, 0, 10)
 			r.reg.Reset()
@@ -78,4 +78,17 @@ func TestFetchAllFails(t *testing.T) {
 	require.ErrorIs(t, b.FetchAll(ctx, blob.Prefetch, []blob.Range{{Off: 0, Size: 10}, {Off: 2 * mib, Size: 10}}), context.Canceled)
 	require.NoError(t, b.Close())
 	require.ErrorIs(t, b.FetchAll(t.Context(), blob.Prefetch, nil), blob.ErrClosed)
+}
+
+// A range that is longer than a request may be is several, of which no one keeps a
+// connection for long.
+func TestFetchAllInPieces(t *testing.T) {
+	r := newRig(t, 8*mib)
+	r.opts.RequestSize = 1 * mib
+	b := r.open()
+	r.reads(b, blob.Blocked, 0, 10)
+	r.reg.Reset()
+	require.NoError(t, b.FetchAll(t.Context(), blob.Prefetch, []blob.Range{{Off: 1 * mib, Size: 4 * mib}}))
+	require.Equal(t, 4, r.reg.Requests())
+	require.EqualValues(t, 4*mib, r.reg.Bytes())
 }

@@ -112,15 +112,12 @@ func (f *flight) nearLocked(off int64) bool {
 }
 
 // launchLocked fetches s, which no flight covers: with a flight that waits
-// nearby, or in as many new ones as its length needs; apart, with one for itself.
+// nearby, or in as many new ones as its length needs; apart, with nobody else.
 func (e *entry) launchLocked(p Priority, s span, apart bool) {
 	switch {
 	case s.empty():
 		return
-	case apart:
-		e.startLocked(p, request{span: s}, true)
-		return
-	case e.joinLocked(p, s):
+	case !apart && e.joinLocked(p, s):
 		return
 	}
 	limit := e.mu.host.piece(e.store.opts.RequestSize)
@@ -129,7 +126,7 @@ func (e *entry) launchLocked(p Priority, s span, apart bool) {
 	}
 	for !s.empty() {
 		n := min(s.len(), limit)
-		e.startLocked(p, request{span: span{s.lo, s.lo + n}}, false)
+		e.startLocked(p, request{span: span{s.lo, s.lo + n}}, apart)
 		s.lo += n
 	}
 }

@@ -17,6 +17,9 @@ import (
 // together.
 const besides = 1 << 20
 
+// hereBytes bounds the memory of what a reader decompresses itself.
+const hereBytes = 12 << 20
+
 // flight is the work on one member that its waiters share. What is below the
 // line is guarded by Layer.flights.
 type flight struct {
@@ -37,16 +40,22 @@ type flight struct {
 // load calls use with chunk c, verified. It fetches and decompresses the
 // chunk's member, or joins those who do.
 func (l *Layer) load(ctx context.Context, n need, use func(data []byte)) error {
-	for {
+	for again := false; ; {
 		f, own, late := l.join(n)
 		if own && !l.flyHere(f) {
 			l.launch(f)
 		}
+		wait := l.wait
 		if late {
-			l.hurry(ctx, n.member)
+			wait = l.waitInHaste
 		}
-		found, err := l.wait(ctx, f, n.chunk, use)
+		found, err := wait(ctx, f, n.chunk, use)
 		l.leave(f)
+		if err != nil && late && !again && ctx.Err() == nil && l.ctx.Err() == nil && !errors.Is(err, ErrReadTimeout) {
+			// It may have begun to fail long before somebody waited.
+			again = true
+			continue
+		}
 		if found || err != nil {
 			return err
 		}
@@ -89,14 +98,15 @@ func (l *Layer) join(n need) (f *flight, own, late bool) {
 	return f, true, false
 }
 
-// hurry lets the bytes of a member that were asked for ahead come as those for
-// which somebody waits. An error is the flight's to report.
-func (l *Layer) hurry(ctx context.Context, member uint32) {
+// waitInHaste is wait for a flight that began when nobody waited: its bytes come
+// now as those for which somebody does. An error of that is the flight's to report.
+func (l *Layer) waitInHaste(ctx context.Context, f *flight, chunk uint32, use func([]byte)) (found bool, err error) {
 	ctx, cancel := withTimeout(ctx, l.pool.opts.ReadTimeout)
 	defer cancel()
-	if m, err := l.toc.Member(member); err == nil {
+	if m, err := l.toc.Member(f.member); err == nil {
 		_ = l.blob.Fetch(ctx, Blocked, m.Offset, m.Size)
 	}
+	return l.wait(ctx, f, chunk, use)
 }
 
 // launch does the work of a flight in a goroutine, which goes on for as long as
@@ -126,6 +136,9 @@ func (l *Layer) flyHere(f *flight) bool {
 	m, err := l.toc.Member(f.member)
 	if err != nil || !l.blob.Present(m.Offset, m.Size) || !l.toc.HasChunkDigests() && !l.blob.Local() {
 		return false
+	}
+	if f.memory(m) > hereBytes {
+		return false // it takes long, and nothing could end it
 	}
 	release, ok := l.pool.tryReserve(f.memory(m))
 	if !ok {
@@ -237,16 +250,18 @@ func (l *Layer) fly(ctx context.Context, f *flight) {
 // landed hands the results of a flight to the cache and to those who wait. It
 // returns what is to be looked into, which the caller releases; mostly nil.
 func (l *Layer) landed(f *flight, chunks map[uint32]*buffer, err error) (first *buffer) {
-	for n, b := range chunks {
-		l.pool.keep(chunkKey{l.id, n}, b)
-	}
 	if first = l.firstChunk(f, chunks); first != nil {
 		first.acquire()
 	}
-	if asked := l.land(f, chunks, err); asked {
+	if err == nil && l.nobodyWaits(f) {
+		l.wishes.decoded(f.member) // before a reader can find it in the cache
+	}
+	for n, b := range chunks {
+		l.pool.keep(chunkKey{l.id, n}, b)
+	}
+	if asked := l.land(f, chunks, err); asked && err == nil {
+		l.wishes.takeDecoded(f.member)
 		l.used(f.member)
-	} else if err == nil {
-		l.wishes.decoded(f.member)
 	}
 	return first
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lazykit/lazykit/estargz"
 )
@@ -37,8 +38,11 @@ const maxRoots = 8
 // look decompresses the beginning of a file that was wished for, for its names.
 // What Go's tools read names nothing that is not known already, or too much.
 func (l *Layer) look(inode uint32) {
-	p, err := l.toc.Path(inode)
-	if err != nil || l.wishes.wasFollowed(inode) || slices.Contains([]string{".pyc", ".go", ".s", ".a"}, path.Ext(p)) {
+	if l.wishes.wasFollowed(inode) {
+		return
+	}
+	p, ok := l.pathOf(inode)
+	if !ok || slices.Contains([]string{".pyc", ".go", ".s", ".a"}, path.Ext(p)) {
 		return
 	}
 	// Nobody waits: who will read the file meets the error.
@@ -63,7 +67,8 @@ func (l *Layer) peek(inode uint32, dst []byte, off int64) error {
 			take(b.data)
 			b.release()
 		} else if chunk.Zeros {
-			take(make([]byte, min(chunk.Size, off-chunk.FileOffset+int64(len(dst)))))
+			n = int(min(int64(len(dst)), chunk.FileOffset+chunk.Size-off))
+			clear(dst[:n])
 		} else if err := l.load(l.ctx, need{chunk: c, size: chunk.Size, member: chunk.Member, upTo: chunk.Member, ahead: true}, take); err != nil {
 			return err
 		}
@@ -75,18 +80,41 @@ func (l *Layer) peek(inode uint32, dst []byte, off int64) error {
 	return nil
 }
 
+// maxDirectory is the most entries of a directory in which names are looked for: to
+// find a file's name takes a look at all of its directory.
+const maxDirectory = 16 << 10
+
+// pathOf is the path of a file, unless that takes long to find.
+func (l *Layer) pathOf(inode uint32) (p string, ok bool) {
+	var node estargz.Inode
+	for i := inode; i != estargz.Root; {
+		dir, err := l.toc.Parent(i)
+		if err != nil || l.toc.Inode(dir, &node) != nil || node.Entries > maxDirectory {
+			return "", false
+		}
+		i = dir
+	}
+	p, err := l.toc.Path(inode)
+	return p, err == nil
+}
+
 // follow looks into the first chunk of a file.
 func (l *Layer) follow(inode uint32, data []byte) {
-	p, err := l.toc.Path(inode)
-	if err != nil || !l.wishes.followed(inode) {
+	if !l.wishes.followed(inode) {
+		return
+	}
+	p, ok := l.pathOf(inode)
+	if !ok {
+		return
+	}
+	dir, ext := path.Dir(p), path.Ext(p)
+	if isProgram(data) {
+		l.followProgram(inode, dir)
 		return
 	}
 	im, release := l.image()
 	defer release()
-	dir, ext := path.Dir(p), path.Ext(p)
 	switch {
-	case isProgram(data):
-		l.followProgram(im, inode, dir)
 	case p == "/etc/passwd":
 		// Who enters a container looks up its user, then runs a shell.
 		im.want(byHabit, "/etc/group")
@@ -99,7 +127,7 @@ func (l *Layer) follow(inode uint32, data []byte) {
 		l.followPackages(im, p, data)
 	case ext == ".a":
 		l.followArchive(im, dir)
-	case strings.Contains(dir, "/include") && (ext == "" || ext[:2] == ".h" || ext == ".tcc" || ext == ".inl"):
+	case strings.Contains(dir, "/include") && (ext == "" || strings.HasPrefix(ext, ".h") || ext == ".tcc" || ext == ".inl"):
 		l.followHeader(im, p, data)
 	default:
 		name, arg := interpreter(data)
@@ -125,17 +153,21 @@ func (im image) want(c clue, paths ...string) bool {
 
 // followProgram wishes for the loader and the libraries of a program, and for
 // what the loader reads of one that is too large to be fetched as a whole.
-func (l *Layer) followProgram(im image, inode uint32, dir string) {
+func (l *Layer) followProgram(inode uint32, dir string) {
 	read := func(dst []byte, off int64) error { return l.peek(inode, dst, off) }
 	p, segments, ok := readProgram(read)
 	if !ok {
 		return
 	}
-	if p.interp != "" {
-		im.want(byProgram, p.interp)
-	}
 	l.wishParts(inode, p.early)
+	if p.interp != "" {
+		im, release := l.image()
+		im.want(byProgram, p.interp)
+		release()
+	}
 	readNeeded(&p, segments, read)
+	im, release := l.image() // not while something is read, which may take long
+	defer release()
 	var dirs []string
 	for d := range strings.SplitSeq(p.runPath, ":") {
 		if d = strings.NewReplacer("$ORIGIN", dir, "${ORIGIN}", dir).Replace(d); path.IsAbs(d) && len(dirs) < maxRoots {
@@ -260,8 +292,8 @@ func (py *python) source(p string) (source string, ok bool) {
 // followCompiled wishes for the source beside a compiled module: the interpreter
 // looks at both when it does not trust the time in the compiled one.
 func (l *Layer) followCompiled(inode uint32) {
-	p, err := l.toc.Path(inode)
-	if err != nil {
+	p, ok := l.pathOf(inode)
+	if !ok {
 		return
 	}
 	if source, ok := l.python.source(p); ok {
@@ -450,7 +482,7 @@ func includeDirs(im image, p string) (dirs []string) {
 // when it has none, or nothing is to come of it.
 func (l *Layer) firstChunk(f *flight, chunks map[uint32]*buffer) *buffer {
 	b := chunks[f.want]
-	if b == nil || l.scanning.Load() { // who reads everything needs no clues
+	if b == nil || time.Since(time.Unix(0, l.scanned.Load())) < walkPause { // who reads everything needs no clues
 		return nil
 	}
 	inode, err := l.toc.MemberFile(f.member)

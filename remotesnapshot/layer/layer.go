@@ -43,6 +43,7 @@ type Layer struct {
 
 	walks     walks
 	scanning  atomic.Bool  // what fetches ahead of scans is under way
+	scanned   atomic.Int64 // when a scan read last, Unix nanoseconds
 	unpacking atomic.Int32 // goroutines that decompress ahead of them
 
 	prefetchOnce sync.Once

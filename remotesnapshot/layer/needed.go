@@ -3,6 +3,9 @@ package layer
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+
+	"github.com/lazykit/lazykit/estargz"
 )
 
 // A program or a library says in its first bytes what it needs: the loader that
@@ -157,8 +160,13 @@ func readName(read readAtFunc, off, n int64) string {
 		return ""
 	}
 	b := make([]byte, n)
-	for len(b) > 0 && read(b, off) != nil {
-		b = b[:len(b)/2] // the end of the file may be near
+	err := read(b, off)
+	for err != nil && errors.Is(err, estargz.ErrNotExist) && len(b) > 1 {
+		b = b[:len(b)/2] // the end of the file is near
+		err = read(b, off)
+	}
+	if err != nil {
+		return ""
 	}
 	end := bytes.IndexByte(b, 0)
 	if end <= 0 {

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/lazykit/lazykit/estargz"
 )
 
 // elf makes a program: headers, names, dynamic section, and some bytes behind.
@@ -62,8 +64,10 @@ func elf(interp, runPath string, needed ...string) []byte {
 // from reads from bytes.
 func from(data []byte) readAtFunc {
 	return func(dst []byte, off int64) error {
-		_, err := io.ReadFull(io.NewSectionReader(bytes.NewReader(data), off, int64(len(dst))), dst)
-		return err
+		if _, err := io.ReadFull(io.NewSectionReader(bytes.NewReader(data), off, int64(len(dst))), dst); err != nil {
+			return estargz.ErrNotExist // as behind the end of a file
+		}
+		return nil
 	}
 }
 

@@ -20,6 +20,7 @@ type Recording struct {
 	whole bool
 
 	mu     sync.Mutex
+	ended  bool     // a read that began before Stop may come after it
 	seen   []uint64 // members, a bit each
 	ranges []Range
 }
@@ -40,6 +41,7 @@ func (r *Recording) Stop() (ranges []Range, whole bool) {
 	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.ended = true
 	return r.ranges, r.whole
 }
 
@@ -48,7 +50,7 @@ func (r *Recording) note(member uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	word, bit := int(member/64), uint64(1)<<(member%64)
-	if word < len(r.seen) && r.seen[word]&bit != 0 {
+	if r.ended || word < len(r.seen) && r.seen[word]&bit != 0 {
 		return
 	}
 	m, err := r.l.toc.Member(member)

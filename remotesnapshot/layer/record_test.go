@@ -135,3 +135,17 @@ func TestReplayEndsWithItsStep(t *testing.T) {
 	o.Replay(t.Context(), ranges) // nothing happens
 	require.Zero(t, o.Info().Prefetched)
 }
+
+// Names that end where one expects more of them.
+func TestFollowOddNames(t *testing.T) {
+	var files []file
+	for _, name := range []string{"usr/include/x.", "usr/include/y.h", "usr/include/..h", "usr/lib/z.so.", "a.py", "b.go"} {
+		files = append(files, file{name, []byte("#include <x.>\nimport .\nimport \"\"\n")})
+	}
+	o := build(t, estargz.FormatEStargz, files).open(t, Options{})
+	for _, f := range files {
+		got, err := o.read(t.Context(), f.name, 0, len(f.data))
+		require.NoError(t, err)
+		require.Equal(t, f.data, got)
+	}
+}

@@ -35,6 +35,7 @@ func (l *Layer) watch(inode uint32, off int64) {
 	if !x.scan {
 		return
 	}
+	l.scanned.Store(time.Now().UnixNano())
 	l.unpackAhead(x)
 	if l.walks.hungry(x) {
 		l.fetchScans()

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"cmp"
+	"hash/maphash"
 	"slices"
 	"sync"
 	"time"
@@ -63,7 +64,7 @@ type wishes struct {
 		seen    map[uint32]struct{} // files wished for or followed
 		unread  map[uint32]wished
 		balance [clues]int64        // bytes read, less those that were not
-		names   map[string]struct{} // names looked for
+		names   map[uint64]struct{} // names looked for, by their hashes
 		waiting []wish
 		running bool
 		imports []string            // packages of Go that sources import
@@ -120,18 +121,21 @@ func (w *wishes) may(c clue, size int64) bool {
 	return w.mayLocked(c, size)
 }
 
+var nameSeed = maphash.MakeSeed()
+
 // named says, once for each name of a package or a header, that it is to be looked
 // for.
 func (w *wishes) named(name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, ok := w.mu.names[name]; ok || len(w.mu.names) >= maxWished {
+	key := maphash.String(nameSeed, name)
+	if _, ok := w.mu.names[key]; ok || len(w.mu.names) >= maxWished {
 		return false
 	}
 	if w.mu.names == nil {
-		w.mu.names = map[string]struct{}{}
+		w.mu.names = map[uint64]struct{}{}
 	}
-	w.mu.names[name] = struct{}{}
+	w.mu.names[key] = struct{}{}
 	return true
 }
 

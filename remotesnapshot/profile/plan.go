@@ -21,6 +21,9 @@ const (
 	// planPiece is the least that a range is split into, to be fetched over
 	// several connections.
 	planPiece = 1 << 20
+	// planMost bounds the requests of a plan, whose number is what bytes between
+	// the ranges do not allow to lower; what is needed last is left out.
+	planMost = 256
 	// planBytes bounds what one plan fetches; what was needed last is left out.
 	planBytes = 1 << 30
 )
@@ -60,6 +63,7 @@ func Plan(wanted []Wanted) []Fetch {
 	slices.SortFunc(runs, func(a, b run) int {
 		return cmp.Or(cmp.Compare(a.turn, b.turn), cmp.Compare(a.layer, b.layer), cmp.Compare(a.Off, b.Off))
 	})
+	runs = runs[:min(len(runs), planMost)]
 	out := make([]Fetch, len(runs))
 	for i, r := range runs {
 		out[i] = Fetch{wanted[r.layer].Layer, r.Range}

@@ -113,9 +113,10 @@ func (l *Layer) step(id digest.Digest) []Range {
 func (l *Layer) put(s Step) {
 	l.Steps = slices.DeleteFunc(l.Steps, func(o Step) bool { return o.Step == s.Step })
 	s.Ranges = s.Ranges[:min(len(s.Ranges), MaxRanges)]
-	l.Steps = append(l.Steps, s)
-	slices.SortStableFunc(l.Steps, func(a, b Step) int { return b.Used.Compare(a.Used) })
-	l.Steps = l.Steps[:min(len(l.Steps), MaxSteps)]
+	byUse := func(a, b Step) int { return b.Used.Compare(a.Used) }
+	slices.SortStableFunc(l.Steps, byUse)
+	l.Steps = append([]Step{s}, l.Steps[:min(len(l.Steps), MaxSteps-1)]...)
+	slices.SortStableFunc(l.Steps, byUse)
 }
 
 // Union adds to known what read has besides. The order of known stays.

@@ -276,7 +276,7 @@ func TestPlanOfAnything(t *testing.T) {
 		var wanted []Wanted
 		for _, l := range []digest.Digest{layerA, layerB}[:1+rnd.IntN(2)] {
 			w := Wanted{Layer: l}
-			for range rnd.IntN(200) {
+			for range rnd.IntN(planMost / 2) {
 				w.Ranges = append(w.Ranges, Range{rnd.Int64N(400 << 20), 1 + rnd.Int64N(1<<(4+rnd.IntN(18)))})
 			}
 			wanted = append(wanted, w)

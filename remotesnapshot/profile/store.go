@@ -264,7 +264,11 @@ func (s *Store) merge(l *Layer) error {
 	if have == nil {
 		have = &Layer{Layer: l.Layer}
 	}
+	now := time.Now().UTC().Truncate(time.Second)
 	for _, step := range l.Steps {
+		if step.Used.After(now) { // another machine's clock does not keep ours from learning
+			step.Used = now
+		}
 		if i := slices.IndexFunc(have.Steps, func(o Step) bool { return o.Step == step.Step }); i >= 0 && have.Steps[i].Used.After(step.Used) {
 			continue
 		}

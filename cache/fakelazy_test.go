@@ -351,7 +351,7 @@ func (h *fakeHold) Dir(n int, x remotesnapshot.Xattrs) (string, error) {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return "", err
 		}
-		if err := os.WriteFile(filepath.Join(d, h.layer.name), []byte(h.layer.name), 0o644); err != nil {
+		if err := writeOnce(filepath.Join(d, h.layer.name), []byte(h.layer.name)); err != nil {
 			return "", err
 		}
 		if (kind == fastDir) == (x == remotesnapshot.FastXattrs) {
@@ -394,3 +394,25 @@ func (p *registryProvider) ReaderAt(ctx context.Context, desc ocispecs.Descripto
 type blobReader struct{ *bytes.Reader }
 
 func (*blobReader) Close() error { return nil }
+
+// writeOnce writes a file that may be there, and be read, already.
+func writeOnce(path string, data []byte) error {
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(filepath.Dir(path)), "new-")
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(data)
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Chmod(tmp.Name(), 0o644)
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	return err
+}

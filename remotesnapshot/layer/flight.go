@@ -312,11 +312,16 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	if l.nobodyWaits(f) {
 		return l.fetch(ctx, Prefetch, m.Offset, m.Size)
 	}
+	if l.known.Load() > 0 && !l.windows.comes(span{m.Offset, m.Offset + m.Size}) {
+		l.known.Add(-1)
+	}
 	last, hi := l.span(f, m)
 	off, size, done := l.windows.plan(f.member, last, span{m.Offset, hi}, l.blob.Present)
 	begun := time.Now()
 	stop := l.startWindow(off, size, done)
-	l.followMember(f.member)
+	if l.known.Load() <= 0 {
+		l.followMember(f.member)
+	}
 	err := l.fetch(ctx, Blocked, m.Offset, m.Size)
 	if err != nil {
 		stop()

@@ -482,7 +482,7 @@ func includeDirs(im image, p string) (dirs []string) {
 // when it has none, or nothing is to come of it.
 func (l *Layer) firstChunk(f *flight, chunks map[uint32]*buffer) *buffer {
 	b := chunks[f.want]
-	if b == nil || time.Since(time.Unix(0, l.scanned.Load())) < walkPause { // who reads everything needs no clues
+	if b == nil || l.known.Load() > 0 || time.Since(time.Unix(0, l.scanned.Load())) < walkPause { // who reads everything needs no clues
 		return nil
 	}
 	inode, err := l.toc.MemberFile(f.member)

@@ -38,6 +38,7 @@ type Layer struct {
 	python    python
 	others    atomic.Pointer[func() []*Layer]
 	recorders recorders
+	known     atomic.Int32 // > 0: what will be read is known; misses that may be
 	ahead     readAhead
 	stats     stats
 

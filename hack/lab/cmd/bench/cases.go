@@ -117,8 +117,6 @@ int main() {
 
 import (
 	"fmt"
-	"strings"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"

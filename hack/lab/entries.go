@@ -14,7 +14,6 @@ import (
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	digest "github.com/opencontainers/go-digest"
-	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -62,22 +61,12 @@ func makeEntries(dir string, seed, n int) (*Image, error) {
 	}
 	img := &Image{Name: "entries", Format: Format(fmt.Sprintf("%d-%d", n, seed)), Dir: dir, Layers: []ocispecs.Descriptor{layer}}
 	created := time.Unix(epoch, 0).UTC()
-	img.Config, err = writeJSONBlob(dir, ocispecs.MediaTypeImageConfig, ocispecs.Image{
+	return img, img.describe(ocispecs.Image{
 		Created:  &created,
 		Platform: ocispecs.Platform{OS: "linux", Architecture: runtime.GOARCH},
 		RootFS:   ocispecs.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
 		History:  []ocispecs.History{{Created: &created, CreatedBy: "hack/lab"}},
 	})
-	if err != nil {
-		return nil, err
-	}
-	img.Manifest, err = writeJSONBlob(dir, ocispecs.MediaTypeImageManifest, ocispecs.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispecs.MediaTypeImageManifest,
-		Config:    img.Config,
-		Layers:    img.Layers,
-	})
-	return img, err
 }
 
 // entriesLayer writes a layer's blob. The tar goes to the packer as it is made.

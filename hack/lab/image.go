@@ -155,17 +155,21 @@ func packMixed(ctx context.Context, base Base, format Format, dir string, source
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, diffID)
 		config.History = append(config.History, ocispecs.History{Created: &created, CreatedBy: "hack/lab"})
 	}
-	var err error
-	if img.Config, err = writeJSONBlob(dir, ocispecs.MediaTypeImageConfig, config); err != nil {
-		return nil, err
+	return img, img.describe(config)
+}
+
+// describe writes the config, and the manifest of the layers that img has.
+func (img *Image) describe(config ocispecs.Image) (err error) {
+	if img.Config, err = writeJSONBlob(img.Dir, ocispecs.MediaTypeImageConfig, config); err != nil {
+		return err
 	}
-	img.Manifest, err = writeJSONBlob(dir, ocispecs.MediaTypeImageManifest, ocispecs.Manifest{
+	img.Manifest, err = writeJSONBlob(img.Dir, ocispecs.MediaTypeImageManifest, ocispecs.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispecs.MediaTypeImageManifest,
 		Config:    img.Config,
 		Layers:    img.Layers,
 	})
-	return img, err
+	return err
 }
 
 // packed finds a layer in the image that has all of them in its packing.

@@ -137,6 +137,18 @@ func medianOf(network, workload, variant string, all []result) median {
 	return m
 }
 
+// wallCell is the cell of the wall time of n runs that succeeded.
+func wallCell(n, failed int, seconds, fastest, slowest float64) string {
+	if n == 0 {
+		return fmt.Sprintf("%d runs failed", failed)
+	}
+	also := ""
+	if failed > 0 {
+		also = fmt.Sprintf(", %d failed", failed)
+	}
+	return fmt.Sprintf("%.2f s (%.2f-%.2f%s)", seconds, fastest, slowest, also)
+}
+
 // succeeded lists the runs of one row that have not failed, and counts those that have.
 func succeeded[R any](all []R, row func(R) (mine bool, failure string)) (runs []R, failed int) {
 	for _, r := range all {

@@ -109,16 +109,8 @@ func (r *suiteReport) medians(id string) map[string]suiteMedian {
 	return m
 }
 
-// wall is the cell of the wall time.
 func (m suiteMedian) wall() string {
-	if m.N == 0 {
-		return fmt.Sprintf("%d runs failed", m.Failed)
-	}
-	failed := ""
-	if m.Failed > 0 {
-		failed = fmt.Sprintf(", %d failed", m.Failed)
-	}
-	return fmt.Sprintf("%.2f s (%.2f-%.2f%s)", m.Seconds, m.Fastest, m.Slowest, failed)
+	return wallCell(m.N, m.Failed, m.Seconds, m.Fastest, m.Slowest)
 }
 
 // cells are those of a row; full is stock overlayfs'.

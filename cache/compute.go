@@ -158,14 +158,14 @@ func (c *computation) compute(ctx context.Context, r *record) (ocispecs.Descript
 	return desc, nil
 }
 
-// mounts are the read-only mounts of a side; none for nil.
+// mounts are the read-only mounts of a side, to be compared; none for nil.
 func (c *computation) mounts(ctx context.Context, r *record) ([]mount.Mount, func(), error) {
 	if r == nil {
 		return nil, func() {}, nil
 	}
 	// Held by the record that is computed; no ref of its own is needed.
 	h := &immutableRef{&ref{record: r, handlers: c.ref.handlers, pg: c.ref.pg}}
-	mountable, err := h.Mount(ctx, true, c.sessions)
+	mountable, err := h.mountToCompare(ctx, c.sessions)
 	if err != nil {
 		return nil, nil, err
 	}

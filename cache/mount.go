@@ -30,7 +30,15 @@ func (h *immutableRef) Mount(ctx context.Context, readonly bool, s bksession.Gro
 	if err := h.Extract(ctx, s); err != nil {
 		return nil, err
 	}
-	return h.ref.mount(ctx, readonly, s, h.record.mountImmutable)
+	return h.ref.mount(ctx, readonly, s, h.record.mountForReaders)
+}
+
+// mountToCompare is a read-only Mount whose directories answer exactly for xattrs.
+func (h *immutableRef) mountToCompare(ctx context.Context, s bksession.Group) (snapshot.Mountable, error) {
+	if err := h.Extract(ctx, s); err != nil {
+		return nil, err
+	}
+	return h.ref.mount(ctx, true, s, h.record.mountImmutable)
 }
 
 // Mount implements bkcache.Mountable. Mounts of the same record share one mount
@@ -65,8 +73,18 @@ func (h *ref) mount(ctx context.Context, readonly bool, s bksession.Group, own f
 	return mnt, nil
 }
 
+// mountForReaders is mountImmutable with directories that are fast to read.
+func (r *record) mountForReaders(ctx context.Context) (snapshot.Mountable, error) {
+	mnt, err := r.mountImmutable(ctx)
+	if err != nil || r.m.lazy == nil {
+		return mnt, err
+	}
+	return &fastMountable{Mountable: mnt, fast: r.m.lazy.Fast}, nil
+}
+
 // mountImmutable says how to mount an immutable record that has a snapshot: by a
-// view, or as long as there is a twin by its snapshot.
+// view, or as long as there is a twin by its snapshot. Its directories answer
+// exactly for xattrs, for those who compare trees.
 func (r *record) mountImmutable(ctx context.Context) (snapshot.Mountable, error) {
 	if err := r.state.io.lock(ctx); err != nil {
 		return nil, err
@@ -194,10 +212,10 @@ func LazyLayers(mounts any) (layers []digest.Digest) {
 	return layers
 }
 
-// fastMountable puts the directories that are fast for steps in place of those
-// that answer exactly for xattrs (see remotesnapshot.Xattrs). A step looks at
-// files in a third of the time; BuildKit itself, which compares, hashes and copies
-// trees through immutable records, needs exact answers.
+// fastMountable puts the directories that are fast in place of those that answer
+// exactly for xattrs (see remotesnapshot.Xattrs). Through overlay a file is looked
+// at in a third of the time. Only who compares trees asks for attributes that are
+// not listed, and needs exact answers.
 type fastMountable struct {
 	snapshot.Mountable
 	fast func(dirs []string) ([]string, error)
@@ -206,7 +224,7 @@ type fastMountable struct {
 // Mount implements snapshot.Mountable.
 func (f *fastMountable) Mount() ([]mount.Mount, func() error, error) {
 	return changeMounts(f.Mountable, func(m mount.Mount) (mount.Mount, error) {
-		return changeLowers(m, f.fast)
+		return changeDirs(m, f.fast)
 	})
 }
 
@@ -234,8 +252,15 @@ const (
 	optionWork  = "workdir="
 )
 
-// changeLowers changes the lower directories of an overlay mount.
-func changeLowers(m mount.Mount, f func([]string) ([]string, error)) (mount.Mount, error) {
+// changeDirs changes the directory of a bind mount, or the lower ones of an overlay.
+func changeDirs(m mount.Mount, f func([]string) ([]string, error)) (mount.Mount, error) {
+	if !overlay.IsOverlayMountType(m) {
+		dirs, err := f([]string{m.Source})
+		if err == nil {
+			m.Source = dirs[0]
+		}
+		return m, err
+	}
 	options := make([]string, len(m.Options))
 	for i, o := range m.Options {
 		options[i] = o

@@ -5,8 +5,10 @@
 // There is one Server for a daemon and one directory in it per layer, so that
 // preparing a layer costs no mount call. A Server has two mounts:
 //
-//	Root/p  layers without extended attributes: xattr calls answer ENOSYS, which
-//	        the kernel remembers for the whole mount and never asks again
+//	Root/p  layers without extended attributes: GETXATTR is answered ENOSYS, which
+//	        the kernel remembers for the whole mount and never asks again. Lists
+//	        are empty: who copies or hashes trees takes no error for one, and then
+//	        asks for nothing
 //	Root/x  layers with extended attributes or opaque directories, and those of
 //	        AddPending and AddExact: real answers, POSIX ACLs cached by the kernel
 //
@@ -16,8 +18,11 @@
 // too), attributes, symlinks and directory listings never expire; the mounts are
 // read-only, which spares the attribute refresh that a read's atime would cost;
 // OPEN, OPENDIR, RELEASE and FLUSH are answered ENOSYS once and then not sent. A
-// second pass of find, ls -lR or tar over a layer sends no message at all (on
-// Root/x: only xattr calls, of which the kernel caches none but ACLs).
+// second pass of find, ls -lR or tar over a layer sends no message at all but
+// lists of xattrs where a program wants them (on Root/x: all xattr calls, of which
+// the kernel caches none but ACLs). Overlayfs asks each regular file of a lower
+// directory for trusted.overlay.metacopy when it first sees it: BuildKit's walk of
+// 39,000 entries took 4 s on Root/x and 2 s on Root/p.
 //
 // READDIRPLUS answers every listing. On a tree of 52,000 files in 3,642
 // directories a cold find through overlay sent 7,450 of it (two per directory, the

@@ -20,7 +20,7 @@ type mount struct {
 	gofuse.RawFileSystem
 
 	path   string
-	plain  bool   // every xattr call is answered ENOSYS
+	plain  bool   // GETXATTR is answered ENOSYS
 	opaque string // name of the attribute of opaque directories
 	log    *log.Entry
 	counts counters

@@ -19,8 +19,8 @@ type Options struct {
 	Debug         bool   // log every FUSE message
 }
 
-// Server serves layers from two mounts, Root/p (plain: no xattr call is ever
-// answered) and Root/x (with xattrs); one directory per layer in one of them.
+// Server serves layers from two mounts, Root/p (plain: no value of an xattr is
+// ever asked for) and Root/x (with xattrs); one directory per layer in one of them.
 // Its methods are safe for concurrent use.
 type Server struct {
 	plain, xattr *mount

@@ -78,9 +78,6 @@ func give(dest, value []byte) (int, error) {
 // ListXAttr answers LISTXATTR: names, each with a zero byte behind it.
 func (m *mount) ListXAttr(cancel <-chan struct{}, h *gofuse.InHeader, dest []byte) (uint32, gofuse.Status) {
 	m.begin(opListxattr)
-	if m.plain {
-		return 0, gofuse.ENOSYS
-	}
 	d, index := m.node(h.NodeId)
 	switch {
 	case isRoot(h.NodeId):

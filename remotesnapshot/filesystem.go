@@ -19,23 +19,25 @@ type FileSystem interface {
 	Open(src Source, restore bool) (Layer, error)
 }
 
-// Xattrs says what a directory answers when it is asked for an extended attribute
-// in a layer that has none at all.
+// Xattrs says what a directory answers when it is asked for the value of an
+// extended attribute in a layer that has none at all. Lists of attributes are
+// empty in both.
 type Xattrs uint8
 
 const (
 	// FastXattrs answers that they are not supported, so that the kernel stops
-	// asking: what processes of a build step see. A look at every file of a tree
-	// (ls -l) costs a third.
+	// asking: for build steps, and for whoever reads, hashes or copies files. The
+	// first look at a file through overlay asks for one, and costs a third without.
 	FastXattrs Xattrs = iota
 	// ExactXattrs answers that there is no such attribute, as a file system with
 	// attributes does. Programs that compare trees take nothing else: BuildKit's
-	// overlay differ fails on "not supported", and then reads the whole base.
+	// overlay differ asks for file capabilities, fails on "not supported", and then
+	// reads the whole base.
 	ExactXattrs
 )
 
 // xattrsFor chooses by what a snapshot is for: steps run on active ones, and
-// views are what trees are compared with and copied from. Options can ask for
+// views are what trees are compared with. Options can ask for
 // exact answers in both.
 func (s *Snapshotter) xattrsFor(kind snapshots.Kind) Xattrs {
 	if kind == snapshots.KindView || s.opts.ExactXattrs {

@@ -19,11 +19,12 @@ import (
 
 // FS serves lazily readable layers. Safe for concurrent use.
 type FS struct {
-	opts   Options
-	tocDir string
-	blobs  *blob.Store
-	server *fuse.Server
-	pool   *layer.Pool
+	opts      Options
+	tocDir    string
+	blobs     *blob.Store
+	server    *fuse.Server
+	pool      *layer.Pool
+	compiling *layer.Compiling
 	// profiles is nil when they are turned off.
 	profiles *profile.Store
 
@@ -53,7 +54,7 @@ func New(ctx context.Context, opts Options) (_ *FS, err error) {
 	if err != nil {
 		return nil, err
 	}
-	fs := &FS{opts: opts, tocDir: filepath.Join(opts.Root, "toc"), pool: layer.NewPool(opts.Layer)}
+	fs := &FS{opts: opts, tocDir: filepath.Join(opts.Root, "toc"), pool: layer.NewPool(opts.Layer), compiling: layer.NewCompiling()}
 	if err := layer.MakeTOCDir(fs.tocDir); err != nil {
 		return nil, fmt.Errorf("lazyfs: %w", err)
 	}

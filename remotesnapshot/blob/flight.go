@@ -45,7 +45,7 @@ func (f *flight) raise(p Priority) {
 	}
 	f.prio.Store(int32(p))
 	if f.host != nil {
-		f.host.slots.kick()
+		f.host.slotsOf(f).kick()
 	}
 }
 

@@ -44,7 +44,7 @@ func (p Priority) String() string {
 // Options of a Store. Zero values are the documented defaults.
 type Options struct {
 	Root        string // holds the sparse files and their hints; required
-	Connections int    // parallel requests to one host; 0: 10
+	Connections int    // parallel requests to one host, three times as many for FetchAll; 0: 10
 
 	// RequestSize is the largest range of one request in bytes; larger missing
 	// ranges are fetched by several requests in parallel. 0: 8 MiB. On a slow

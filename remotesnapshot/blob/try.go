@@ -17,10 +17,11 @@ func (f *flight) try(ctx context.Context, c *candidate) error {
 	f.e.mu.Lock()
 	f.host = c.host
 	f.e.mu.Unlock()
-	if err := c.host.slots.acquire(ctx, &f.prio, f.turn); err != nil {
+	slots := c.host.slotsOf(f)
+	if err := slots.acquire(ctx, &f.prio, f.turn); err != nil {
 		return err
 	}
-	defer c.host.slots.release()
+	defer slots.release()
 	for {
 		err := f.exchange(ctx, c)
 		switch {

@@ -244,7 +244,10 @@ type waitingBlob struct {
 }
 
 func (w waitingBlob) Fetch(ctx context.Context, p Priority, off, size int64) error {
-	w.asked <- struct{}{}
+	select {
+	case w.asked <- struct{}{}:
+	case <-ctx.Done():
+	}
 	<-ctx.Done()
 	return context.Cause(ctx)
 }

@@ -39,6 +39,7 @@ type Layer struct {
 	others    atomic.Pointer[func() []*Layer]
 	recorders recorders
 	known     atomic.Int32 // > 0: what will be read is known; misses that may be
+	replaying atomic.Pointer[unpacking]
 	ahead     readAhead
 	stats     stats
 

@@ -74,6 +74,9 @@ func (l *Layer) readChunk(ctx context.Context, c uint32, chunk *estargz.Chunk, p
 		return nil
 	}
 	l.recorders.note(chunk.Member)
+	if u := l.replaying.Load(); u != nil {
+		u.read(chunk.Member)
+	}
 	if b := l.pool.cache.get(chunkKey{l.id, c}); b != nil {
 		defer b.release()
 		if int64(len(b.data)) != chunk.Size {

@@ -1,7 +1,6 @@
 package layer
 
 import (
-	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -99,45 +98,3 @@ func (r *recorders) note(member uint32) {
 
 // Has says whether a range of the blob needs no request. Never blocks.
 func (l *Layer) Has(off, size int64) bool { return l.blob.Present(off, size) }
-
-// knownMisses is how often a reader may wait for what no replay brings before names
-// are looked for again: the profile is not right any more.
-const knownMisses = 8
-
-// Replay fetches ranges behind the caller's back, all at once and the first ones
-// first: somebody knows that they will be read. It stops when ctx or the layer
-// ends. What fails is left to the reads that need it. Until ctx ends nothing is
-// fetched because a file names it, unless reads show that something was left out.
-func (l *Layer) Replay(ctx context.Context, ranges []Range) {
-	ranges = slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool {
-		return r.Off < 0 || r.Size <= 0 || r.Off >= l.toc.BlobSize() || l.blob.Present(r.Off, r.Size)
-	})
-	if len(ranges) == 0 {
-		return
-	}
-	l.known.Store(knownMisses)
-	context.AfterFunc(ctx, func() { l.known.Store(0) })
-	var size int64
-	var done []func()
-	for _, r := range ranges {
-		size += r.Size
-		done = append(done, l.windows.start(span{r.Off, r.Off + r.Size}))
-	}
-	land := func() {
-		for _, d := range done {
-			d()
-		}
-	}
-	started := l.start(func() {
-		defer land()
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		defer context.AfterFunc(l.ctx, cancel)()
-		if l.blob.FetchAll(ctx, Prefetch, ranges) == nil {
-			l.stats.prefetched.Add(size)
-		}
-	})
-	if !started {
-		land()
-	}
-}

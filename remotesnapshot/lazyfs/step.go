@@ -88,8 +88,14 @@ func (s *Step) replay(uses []use) {
 	for _, f := range profile.Plan(wanted) {
 		of[f.Layer] = append(of[f.Layer], layer.Range{Off: f.Off, Size: f.Len})
 	}
+	order := make(map[digest.Digest][]layer.Range)
+	for _, w := range wanted {
+		for _, r := range w.Ranges {
+			order[w.Layer] = append(order[w.Layer], layer.Range{Off: r.Off, Size: r.Len})
+		}
+	}
 	for _, u := range uses {
-		u.layer.Replay(s.ctx, of[u.entry.key.blob])
+		u.layer.Replay(s.ctx, of[u.entry.key.blob], order[u.entry.key.blob])
 	}
 }
 

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,14 @@ type Recording struct {
 	ended  bool     // a read that began before Stop may come after it
 	seen   []uint64 // members, a bit each
 	ranges []Range
+	failed failures
+}
+
+// failures are reads that have failed and were not repeated with success.
+type failures struct {
+	some  atomic.Bool // there are some
+	first uint32      // the member that failed first
+	of    map[uint32]error
 }
 
 // Record begins to note the members that are read. Stop it.
@@ -43,6 +52,37 @@ func (r *Recording) Stop() (ranges []Range, whole bool) {
 	defer r.mu.Unlock()
 	r.ended = true
 	return r.ranges, r.whole
+}
+
+// Failed returns the error of the first read that failed since Record, and how many
+// members could not be read; nil when all was read in the end. A reader that left
+// before its bytes were there has no error.
+func (r *Recording) Failed() (n int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.failed.of), r.failed.of[r.failed.first]
+}
+
+// outcome takes the end of a read of a member into account.
+func (r *Recording) outcome(member uint32, err error) {
+	if err == nil && !r.failed.some.Load() {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := &r.failed
+	switch {
+	case err == nil:
+		delete(f.of, member)
+		for f.first = range f.of { // whichever: there is a first no more
+			break
+		}
+	case len(f.of) == 0:
+		f.of, f.first = map[uint32]error{member: err}, member
+	case len(f.of) < maxRecorded:
+		f.of[member] = err
+	}
+	f.some.Store(len(f.of) > 0)
 }
 
 // note takes a read of a member into account.
@@ -94,6 +134,17 @@ func (r *recorders) change(f func([]*Recording) []*Recording) {
 func (r *recorders) note(member uint32) {
 	for _, rec := range r.all() {
 		rec.note(member)
+	}
+}
+
+// outcome tells all recordings how a read of a member ended. A caller that left says
+// nothing of the layer.
+func (r *recorders) outcome(member uint32, err error) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
+		return
+	}
+	for _, rec := range r.all() {
+		rec.outcome(member, err)
 	}
 }
 

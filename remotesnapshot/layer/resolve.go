@@ -88,7 +88,7 @@ func openKept(path string, b Blob) *estargz.TOC {
 // the blob is made local first. The caller closes the TOC; b stays the caller's.
 //
 // The error wraps estargz.ErrNotLazy when the blob has no TOC, and
-// estargz.ErrCorrupt when it has a wrong one, fetched twice: both are final.
+// estargz.ErrCorrupt when it has a wrong one, fetched three times: both are final.
 // Other errors are those of the network and the disk.
 func (f Finder) Resolve(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
 	if toc, err := f.OpenTOC(b, hints); err == nil {
@@ -134,22 +134,26 @@ func (f Finder) byDigest(ctx context.Context, b Blob, hints estargz.Hints) (*est
 }
 
 // verified reads a TOC that has the manifest's digest. Wrong bytes may be
-// what an earlier run left on the disk: they are fetched once more.
+// what an earlier run left on the disk, or one host's fault: they are fetched again.
 func (f Finder) verified(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.Verified, error) {
-	v, loc, err := f.try(ctx, b, hints)
-	if err == nil || !errors.Is(err, estargz.ErrCorrupt) && !errors.Is(err, estargz.ErrNotLazy) {
-		return v, err
-	}
-	if size := b.Size(); size > 0 {
-		from := max(0, size-estargz.TailSize)
-		b.Drop(from, size-from)
-		if loc.Offset >= 0 && loc.Offset < from { // hints may point anywhere
-			b.Drop(loc.Offset, min(max(loc.Size, 0), size-loc.Offset))
+	for try := 1; ; try++ {
+		v, loc, err := f.try(ctx, b, hints)
+		if try == wrongTOCs || !errors.Is(err, estargz.ErrCorrupt) && !errors.Is(err, estargz.ErrNotLazy) {
+			return v, err
+		}
+		if size := b.Size(); size > 0 {
+			from := max(0, size-estargz.TailSize)
+			b.Drop(from, size-from)
+			if loc.Offset >= 0 && loc.Offset < from { // hints may point anywhere
+				b.Drop(loc.Offset, min(max(loc.Size, 0), size-loc.Offset))
+			}
 		}
 	}
-	v, _, err = f.try(ctx, b, hints)
-	return v, err
 }
+
+// wrongTOCs is how often a TOC is fetched that is wrong each time. Fewer than
+// wrongTries: a layer whose TOC is really wrong is asked for so often, too.
+const wrongTOCs = 3
 
 func (f Finder) try(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.Verified, estargz.Location, error) {
 	found, err := f.find(ctx, b, hints)

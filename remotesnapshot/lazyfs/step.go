@@ -2,6 +2,7 @@ package lazyfs
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -91,6 +92,30 @@ func (s *Step) replay(uses []use) {
 	for _, u := range uses {
 		u.layer.Replay(s.ctx, of[u.entry.key.blob])
 	}
+}
+
+// ReadError says why files of layers could not be read while the step ran, and which
+// parts of which layers; nil when all that was asked for was read. The process may
+// have gone on all the same, with less than the layers hold. To be called before End.
+func (s *Step) ReadError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var first error
+	others := 0
+	for _, u := range s.uses {
+		n, err := u.recording.Failed()
+		if err == nil {
+			continue
+		}
+		if others += n; first == nil {
+			first = fmt.Errorf("a file of %s could not be read: %w", s.fs.referenceOf(u.entry), err)
+			others--
+		}
+	}
+	if others > 0 {
+		return fmt.Errorf("%w (and %d more reads failed)", first, others)
+	}
+	return first
 }
 
 // End ends the step; completed says that it ran to its end without an error.

@@ -12,7 +12,8 @@ import (
 )
 
 // followed is an executor that tells a lazy file system which steps run on which
-// layers, so that it fetches what they have read before.
+// layers, so that it fetches what they have read before, and that fails the steps
+// that could not read all they wanted.
 type followed struct {
 	executor.Executor
 	fs *lazyfs.FS
@@ -29,7 +30,33 @@ func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mou
 		}
 		all[i] = m
 	}
-	return e.Executor.Run(ctx, id, rootfs, all, p, started)
+	rec, err := e.Executor.Run(ctx, id, rootfs, all, p, started)
+	if rerr := step.ReadError(); rerr != nil && ctx.Err() == nil {
+		err = &readError{err, rerr}
+	}
+	return rec, err
+}
+
+// readError is the end of a step whose process was given an I/O error in place of bytes
+// of its base. What it made of that must not count as its result, even if it ended well.
+type readError struct {
+	step  error // of the step without that; nil if its process ended well
+	cause error
+}
+
+func (e *readError) Error() string {
+	if e.step == nil {
+		return e.cause.Error()
+	}
+	return e.step.Error() + ": " + e.cause.Error()
+}
+
+// Unwrap returns the step's own error, which BuildKit looks for an exit code in.
+func (e *readError) Unwrap() error {
+	if e.step == nil {
+		return e.cause
+	}
+	return e.step
 }
 
 // followedMountable is one mount of a step.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
-	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -109,22 +108,7 @@ func (c *chain) current(responses []*http.Response) (docker.Authorizer, []*http.
 		return c.auths[c.cur], nil
 	}
 	own := responses[max(0, len(responses)-c.tries):]
-	nameInvalid(own[len(own)-1])
 	return c.auths[c.cur], own
-}
-
-// nameInvalid adds to a challenge that a token was refused. BuildKit's authorizer gets a new
-// token only for one that says so, and some registries, whose tokens expire all the
-// same, do not: RFC 6750 merely recommends it.
-func nameInvalid(resp *http.Response) {
-	if resp.Request == nil || !strings.HasPrefix(resp.Request.Header.Get("Authorization"), "Bearer ") {
-		return
-	}
-	for i, c := range resp.Header.Values("WWW-Authenticate") {
-		if strings.HasPrefix(strings.ToLower(c), "bearer ") && !strings.Contains(c, "error=") {
-			resp.Header["Www-Authenticate"][i] = c + `,error="invalid_token"`
-		}
-	}
 }
 
 // NextIdentity goes on to the next session, for refusals that are no question of

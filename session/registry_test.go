@@ -256,18 +256,3 @@ func TestMirrorsComeFirst(t *testing.T) {
 	_, err = session.New(hosts, nil).Hosts(context.Background(), "://")
 	require.Error(t, err)
 }
-
-// Some registries refuse an expired token without saying that it is the token.
-func TestRefusalThatNamesNoReason(t *testing.T) {
-	b := newBench(t)
-	b.reg.RequireToken("user", "secret", 50*time.Millisecond)
-	b.reg.BareChallenges()
-	ref := b.reg.Reference("repo:v1")
-	id, _ := b.connect(&login{user: "user", password: "secret"})
-	defer b.r.Hold(ref, func() []string { return []string{id} })()
-	for range 3 {
-		require.NoError(t, b.read(ref))
-		time.Sleep(60 * time.Millisecond)
-	}
-	require.GreaterOrEqual(t, b.reg.TokensIssued(), 3)
-}

@@ -30,8 +30,8 @@ const (
 	// nameTime is how long a name is asked for that can't be resolved: mostly it is a
 	// typing mistake or a machine without a network, and sometimes a resolver that has
 	// just started.
-	nameTime = 10 * time.Second
-	retryAfterMax   = 30 * time.Second
+	nameTime      = 10 * time.Second
+	retryAfterMax = 30 * time.Second
 )
 
 // Patient makes requests for manifests, configs of images, and tokens survive a
@@ -40,7 +40,8 @@ const (
 // itself, is waited for; behind a mirror that fails there is another host. Such
 // answers are checked by their digests before anybody sees them, and asked for again
 // when they are wrong. Requests for ranges, and those that change something, pass
-// as they are: package blob has its own patience.
+// as they are: package blob has its own patience. Of all requests, a refused token is
+// said to be one, so that it is renewed.
 func Patient(hosts docker.RegistryHosts, limit time.Duration) docker.RegistryHosts {
 	if limit == 0 {
 		limit = defaultResolveTimeout
@@ -74,10 +75,34 @@ type patient struct {
 }
 
 // RoundTrip implements http.RoundTripper.
-func (p *patient) RoundTrip(req *http.Request) (*http.Response, error) {
-	if !isDocument(req) {
-		return p.next.RoundTrip(req)
+func (p *patient) RoundTrip(req *http.Request) (resp *http.Response, err error) {
+	if isDocument(req) {
+		resp, err = p.document(req)
+	} else {
+		resp, err = p.next.RoundTrip(req)
 	}
+	if err == nil && resp.StatusCode == http.StatusUnauthorized {
+		nameInvalid(req, resp)
+	}
+	return resp, err
+}
+
+// nameInvalid adds to a challenge that a token was refused. BuildKit's authorizer gets
+// a new token only for one that says so, and some registries, whose tokens expire all
+// the same, do not: RFC 6750 merely recommends it.
+func nameInvalid(req *http.Request, resp *http.Response) {
+	if !strings.HasPrefix(req.Header.Get("Authorization"), "Bearer ") {
+		return
+	}
+	for i, c := range resp.Header["Www-Authenticate"] {
+		if strings.HasPrefix(strings.ToLower(c), "bearer ") && !strings.Contains(c, "error=") {
+			resp.Header["Www-Authenticate"][i] = c + `,error="invalid_token"`
+		}
+	}
+}
+
+// document asks for something small until it is there.
+func (p *patient) document(req *http.Request) (*http.Response, error) {
 	start, pause := time.Now(), 100*time.Millisecond
 	for {
 		resp, err := p.try(req)
@@ -94,7 +119,7 @@ func (p *patient) RoundTrip(req *http.Request) (*http.Response, error) {
 		case <-req.Context().Done():
 			return nil, context.Cause(req.Context())
 		}
-		pause = min(2*pause, 5*time.Second)
+		pause = min(2*pause, 2*time.Second)
 	}
 }
 

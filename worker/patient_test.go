@@ -154,3 +154,23 @@ func TestPatientEnds(t *testing.T) {
 	_, err = p.RoundTrip(req)
 	require.ErrorIs(t, err, context.DeadlineExceeded, "with its caller")
 }
+
+func TestPatientNamesRefusedTokens(t *testing.T) {
+	for _, tc := range []struct{ name, token, challenge, want string }{
+		{"a token", "Bearer old", `Bearer realm="http://x/token"`, `Bearer realm="http://x/token",error="invalid_token"`},
+		{"no token", "", `Bearer realm="http://x/token"`, `Bearer realm="http://x/token"`},
+		{"a reason", "Bearer old", `Bearer realm="x",error="insufficient_scope"`, `Bearer realm="x",error="insufficient_scope"`},
+		{"a password", "Basic x", `Basic realm="x"`, `Basic realm="x"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newFlaky(t, status(401, "WWW-Authenticate", tc.challenge))
+			header := http.Header{"Range": {"bytes=0-1"}}
+			if tc.token != "" {
+				header.Set("Authorization", tc.token)
+			}
+			resp, _, err := ask(t, time.Minute, 0, http.MethodGet, "/v2/repo/blobs/sha256:aa", header, s)
+			require.NoError(t, err)
+			require.Equal(t, []string{tc.want}, resp.Header["Www-Authenticate"])
+		})
+	}
+}

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
@@ -20,7 +21,9 @@ type followed struct {
 }
 
 func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mounts []executor.Mount, p executor.ProcessInfo, started chan<- struct{}) (_ resourcestypes.Recorder, err error) {
-	step := e.fs.BeginStep(profile.StepDigest(p.Meta.Args, p.Meta.Cwd))
+	running, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
+	step := e.fs.BeginStep(profile.StepDigest(p.Meta.Args, p.Meta.Cwd), func() { kill(errBroken) })
 	defer func() { step.End(err == nil) }()
 	rootfs.Src = followedMountable{rootfs.Src, step}
 	all := make([]executor.Mount, len(mounts))
@@ -30,12 +33,18 @@ func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mou
 		}
 		all[i] = m
 	}
-	rec, err := e.Executor.Run(ctx, id, rootfs, all, p, started)
+	rec, err := e.Executor.Run(running, id, rootfs, all, p, started)
 	if rerr := step.ReadError(); rerr != nil && ctx.Err() == nil {
+		if running.Err() != nil {
+			err = nil // how it ended was our doing
+		}
 		err = &readError{err, rerr}
 	}
 	return rec, err
 }
+
+// errBroken is why a step is killed that can't read its base.
+var errBroken = errors.New("a read failed")
 
 // readError is the end of a step whose process was given an I/O error in place of bytes
 // of its base. What it made of that must not count as its result, even if it ended well.

@@ -21,7 +21,7 @@ import (
 func front(t *testing.T, opts fault.Options) (p *fault.Proxy, ref string, img *lab.Image) {
 	t.Helper()
 	r := registry(t)
-	img, err := lab.ReadsImage(testContext(t))
+	img, err := lab.ReadsImage(testContext(t), 0)
 	require.NoError(t, err)
 	_, err = lab.Push(testContext(t), r.Direct, img)
 	require.NoError(t, err)
@@ -76,19 +76,20 @@ func TestStepFailsWithTheCause(t *testing.T) {
 	p, ref, img := front(t, fault.Options{})
 	d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{p.Addr},
 		Config: "[worker.oci.stargzSnapshotter.blob]\n  fetching_timeout_sec = 2\n"})
-	for _, mode := range []string{"all", "careless"} {
+	for i, mode := range []string{"all", "careless"} {
+		dir := []string{"/a", "/b"}[i] // of which nothing is here yet
 		t.Run(mode, func(t *testing.T) {
 			p.Set(fault.Fault{Skip: 3, Status: 503})
-			text := reading(ref, "MODE="+mode, mode, "/a") // its own cache key
+			text := reading(ref, "", mode, dir)
 			start := time.Now()
 			_, err := lab.Build(testContext(t), d.Addr, lab.BuildOptions{Dockerfile: text})
 			require.Error(t, err)
 			said := answer(t, err)
 			t.Logf("after %v: %s", time.Since(start), said)
-			for _, part := range []string{img.Layers[0].Digest.String(), "bytes=", ref, p.Addr, "503"} {
+			require.Less(t, time.Since(start), 30*time.Second, "not a deadline for each file")
+			for _, part := range []string{img.Layers[i].Digest.String(), "bytes=", ref, p.Addr, "503"} {
 				require.Contains(t, said, part)
 			}
-			require.Equal(t, mode == "all", strings.Contains(said, "exit code: 1"))
 			require.Equal(t, 1, strings.Count(said, "503 Service Unavailable"), "one error")
 
 			p.Set()
@@ -114,9 +115,11 @@ func TestCancelledBuildDoesNotWaitForTheRegistry(t *testing.T) {
 	}()
 	require.Eventually(t, func() bool { return p.Hits() > 0 }, 30*time.Second, 10*time.Millisecond)
 	cancel()
+	start := time.Now()
 	select {
 	case err := <-ended:
 		require.Error(t, err)
+		t.Logf("ended %v after it was cancelled", time.Since(start))
 	case <-time.After(15 * time.Second):
 		t.Fatal("the build has not ended 15 s after it was cancelled")
 	}
@@ -204,7 +207,7 @@ func TestCopyFailsWithTheCause(t *testing.T) {
 	p, ref, img := front(t, fault.Options{})
 	d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{p.Addr},
 		Config: "[worker.oci.stargzSnapshotter.blob]\n  fetching_timeout_sec = 2\n"})
-	p.Set(fault.Fault{Status: 503})
+	p.Set(fault.Fault{Skip: 1, Status: 503}) // once it may read
 	_, err := lab.Build(testContext(t), d.Addr, lab.BuildOptions{Dockerfile: "FROM scratch\nCOPY --from=" + ref + " /a /a\n"})
 	require.Error(t, err)
 	said := answer(t, err)

@@ -18,7 +18,7 @@ import (
 )
 
 // readsRecipe changes whenever ReadsImage would make another image.
-const readsRecipe = "1"
+const readsRecipe = "2"
 
 // What a layer of ReadsImage holds. The contents can't be compressed.
 const (
@@ -30,14 +30,14 @@ const (
 
 // ReadsImage returns an eStargz image of two layers, /a and /b, of 10 MB each, and
 // hack/lab/cmd/reader as /reader: the smallest base on which a step reads here and
-// there. It is made once, in a second.
-func ReadsImage(ctx context.Context) (*Image, error) {
+// there. Images of two seeds share no layer. It is made once, in a second.
+func ReadsImage(ctx context.Context, seed int) (*Image, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(cache, "images", "reads-"+readsRecipe)
-	index := filepath.Join(dir, "estargz.json")
+	index := filepath.Join(dir, fmt.Sprintf("%d.json", seed))
 	if img, err := readImage(index, dir); err == nil {
 		return img, nil
 	}
@@ -50,7 +50,7 @@ func ReadsImage(ctx context.Context) (*Image, error) {
 		if img, err = readImage(index, dir); err == nil {
 			return nil
 		}
-		if img, err = makeReads(dir, reader); err != nil {
+		if img, err = makeReads(dir, seed, reader); err != nil {
 			return fmt.Errorf("make the image of reads: %w", err)
 		}
 		data, err := json.MarshalIndent(img, "", "\t")
@@ -62,11 +62,11 @@ func ReadsImage(ctx context.Context) (*Image, error) {
 	return img, err
 }
 
-func makeReads(dir, reader string) (*Image, error) {
+func makeReads(dir string, seed int, reader string) (*Image, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o755); err != nil {
 		return nil, fmt.Errorf("make the blobs' directory: %w", err)
 	}
-	img := &Image{Name: "reads", Format: EStargz, Dir: dir}
+	img := &Image{Name: "reads", Format: Format(fmt.Sprintf("estargz-%d", seed)), Dir: dir}
 	created := time.Unix(epoch, 0).UTC()
 	config := ocispecs.Image{
 		Created:  &created,
@@ -78,7 +78,7 @@ func makeReads(dir, reader string) (*Image, error) {
 		if i == 0 {
 			program = reader
 		}
-		desc, diffID, err := packStream(dir, readsChunk, func(w io.Writer) error { return writeReads(w, name, program) })
+		desc, diffID, err := packStream(dir, readsChunk, func(w io.Writer) error { return writeReads(w, name, seed, program) })
 		if err != nil {
 			return nil, err
 		}
@@ -125,7 +125,7 @@ func packStream(dir string, chunk int, write func(io.Writer) error) (desc ocispe
 
 // writeReads writes the tar of one layer: a directory of random files and, if it is
 // named, a program.
-func writeReads(w io.Writer, name, program string) error {
+func writeReads(w io.Writer, name string, seed int, program string) error {
 	tw := tar.NewWriter(w)
 	if program != "" {
 		data, err := os.ReadFile(program)
@@ -136,7 +136,7 @@ func writeReads(w io.Writer, name, program string) error {
 			return err
 		}
 	}
-	rnd := rand.NewChaCha8([32]byte([]byte(fmt.Sprintf("%-32s", name))))
+	rnd := rand.NewChaCha8([32]byte([]byte(fmt.Sprintf("%-20s%12d", name, seed))))
 	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: 0o755, ModTime: time.Unix(epoch, 0)}); err != nil {
 		return fmt.Errorf("write directory %s: %w", name, err)
 	}

@@ -159,6 +159,7 @@ func (e *entry) idle(d *demand) (time.Duration, error) {
 		for _, h := range f.tries.hosts {
 			tries.add(h, f.tries.errs[h])
 		}
+		tries.n += f.tries.n - len(f.tries.hosts)
 	}
 	return time.Since(last), tries.err(e.dgst.String(), request{d.span, d.suffix}.header())
 }

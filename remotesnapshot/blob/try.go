@@ -48,7 +48,7 @@ func (f *flight) blame(c *candidate, err error) {
 		return
 	}
 	var slow *timeoutError
-	if errors.As(err, &slow) && f.patience < maxPatience {
+	if errors.As(err, &slow) && slow.step == stepHeader && f.patience < maxPatience {
 		f.patience++
 	}
 	after := time.Duration(0)

@@ -6,10 +6,13 @@ import (
 	"time"
 )
 
+// stepHeader is the wait for a response's header.
+const stepHeader = "response header"
+
 // watchdog cancels one attempt when a step of it takes too long.
 type watchdog struct {
 	cancel context.CancelCauseFunc
-	// patience doubles the limits so many times, as long as they are below most.
+	// patience doubles the limit of stepHeader so many times, as long as it is below most.
 	patience int
 	most     time.Duration
 
@@ -30,7 +33,9 @@ func (e *timeoutError) Timeout() bool { return true }
 // watch starts a step of the attempt that cancel ends, and ends the one before.
 // It is used by the goroutine of the attempt only.
 func (w *watchdog) watch(step string, limit time.Duration) {
-	limit = max(limit, min(limit<<w.patience, w.most))
+	if step == stepHeader {
+		limit = max(limit, min(limit<<w.patience, w.most))
+	}
 	if w.timer != nil && w.step == step {
 		w.timer.Reset(limit)
 		return

@@ -295,6 +295,9 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 		// Other chunks of the member may be wrong for good; this one need not be.
 		chunks, err = l.decodeReserved(ctx, f, m, f.want, f.want)
 	}
+	if errors.Is(err, estargz.ErrCorrupt) {
+		err = fmt.Errorf("bytes=%d-%d are wrong, fetched %d times: %w", m.Offset, m.Offset+m.Size-1, wrongTries, err)
+	}
 	return chunks, err
 }
 

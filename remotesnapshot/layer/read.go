@@ -75,7 +75,9 @@ func (l *Layer) readChunk(ctx context.Context, c uint32, chunk *estargz.Chunk, p
 	}
 	l.recorders.note(chunk.Member)
 	err := l.readBytes(ctx, c, chunk, part, skip, ahead)
-	l.recorders.outcome(chunk.Member, err)
+	if ctx.Err() == nil { // a caller that left has met no error
+		l.recorders.outcome(chunk.Member, err)
+	}
 	return err
 }
 

@@ -32,6 +32,7 @@ type failures struct {
 	some  atomic.Bool // there are some
 	first uint32      // the member that failed first
 	of    map[uint32]error
+	tell  func() // see WhenFailed
 }
 
 // Record begins to note the members that are read. Stop it.
@@ -63,14 +64,32 @@ func (r *Recording) Failed() (n int, err error) {
 	return len(r.failed.of), r.failed.of[r.failed.first]
 }
 
-// outcome takes the end of a read of a member into account.
-func (r *Recording) outcome(member uint32, err error) {
+// WhenFailed calls f, once and in a goroutine of a read, when a read has failed while no
+// other recording ran: whoever is recorded was given the error. f must not block.
+func (r *Recording) WhenFailed(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failed.tell = f
+}
+
+// outcome takes the end of a read of a member into account; alone says that no other
+// recording runs.
+func (r *Recording) outcome(member uint32, err error, alone bool) {
 	if err == nil && !r.failed.some.Load() {
 		return
 	}
+	if tell := r.noteOutcome(member, err, alone); tell != nil {
+		tell()
+	}
+}
+
+func (r *Recording) noteOutcome(member uint32, err error, alone bool) (tell func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f := &r.failed
+	if err != nil && alone {
+		tell, f.tell = f.tell, nil
+	}
 	switch {
 	case err == nil:
 		delete(f.of, member)
@@ -83,6 +102,7 @@ func (r *Recording) outcome(member uint32, err error) {
 		f.of[member] = err
 	}
 	f.some.Store(len(f.of) > 0)
+	return tell
 }
 
 // note takes a read of a member into account.
@@ -137,14 +157,14 @@ func (r *recorders) note(member uint32) {
 	}
 }
 
-// outcome tells all recordings how a read of a member ended. A caller that left says
-// nothing of the layer.
+// outcome tells all recordings how a read of a member ended.
 func (r *recorders) outcome(member uint32, err error) {
-	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
+	if errors.Is(err, ErrClosed) {
 		return
 	}
-	for _, rec := range r.all() {
-		rec.outcome(member, err)
+	all := r.all()
+	for _, rec := range all {
+		rec.outcome(member, err, len(all) == 1)
 	}
 }
 

@@ -156,6 +156,8 @@ func TestRecordOfReadsThatFail(t *testing.T) {
 	o := build(t, estargz.FormatEStargz, smallFiles(4)).open(t, Options{Window: -1})
 	rec := o.Record()
 	defer rec.Stop()
+	told := 0
+	rec.WhenFailed(func() { told++ })
 	away := errors.New("the registry is away")
 	o.blob.serveBy(func(context.Context, fakeRequest) error { return fmt.Errorf("%w: %w", away, cerrdefs.ErrUnavailable) })
 	for _, name := range []string{"f02", "f01"} {
@@ -166,6 +168,19 @@ func TestRecordOfReadsThatFail(t *testing.T) {
 	require.Equal(t, 2, n)
 	require.ErrorIs(t, err, away)
 	require.ErrorContains(t, err, o.blob.Digest().String())
+	require.Equal(t, 1, told)
+
+	// Of two nobody knows whose read it was.
+	other := o.Record()
+	other.WhenFailed(func() { t.Error("it may have been the other's read") })
+	_, err = o.read(t.Context(), "f00", 0, 10_000)
+	require.ErrorIs(t, err, away)
+	failed, _ := other.Failed()
+	require.Equal(t, 1, failed)
+	other.Stop()
+	o.blob.serveBy(nil)
+	_, err = o.read(t.Context(), "f00", 0, 10_000)
+	require.NoError(t, err)
 
 	// A reader that leaves has met no error.
 	gone, cancel := context.WithCancel(t.Context())

@@ -19,6 +19,7 @@ type Step struct {
 	id     digest.Digest
 	ctx    context.Context // ends with End
 	cancel context.CancelFunc
+	broken func()
 
 	mu    sync.Mutex
 	ended bool
@@ -32,9 +33,11 @@ type use struct {
 	recording *layer.Recording
 }
 
-// BeginStep begins to follow a step, which profile.StepDigest names. End it.
-func (fs *FS) BeginStep(id digest.Digest) *Step {
-	s := &Step{fs: fs, id: id}
+// BeginStep begins to follow a step, which profile.StepDigest names. End it. broken is
+// called when a read has failed, see ReadError, that only this step can have asked
+// for: there is no use in going on. It may be called more than once, and must not block.
+func (fs *FS) BeginStep(id digest.Digest, broken func()) *Step {
+	s := &Step{fs: fs, id: id, broken: broken}
 	s.ctx, s.cancel = context.WithCancel(fs.ctx)
 	return s
 }
@@ -67,7 +70,9 @@ func (s *Step) add(entries []*entry) (added []use) {
 			continue
 		}
 		s.fs.retain(e)
-		added = append(added, use{e, l, l.Record()})
+		rec := l.Record()
+		rec.WhenFailed(s.broken)
+		added = append(added, use{e, l, rec})
 	}
 	s.uses = append(s.uses, added...)
 	return added

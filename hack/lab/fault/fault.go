@@ -56,6 +56,11 @@ func (f *Fault) matches(k Kind) bool {
 	return slices.Contains(f.On, k)
 }
 
+// ofBody says whether the fault is in bodies, which answers to HEAD do not have.
+func (f *Fault) ofBody() bool {
+	return f.Cut || f.Stall || f.Drip || f.Range != "" || f.Whole || f.Short || f.Long || f.Flip || f.Swap
+}
+
 // struck is a fault and what it has done.
 type struck struct {
 	Fault
@@ -64,8 +69,8 @@ type struck struct {
 }
 
 // strikes says whether the fault hits a request of a kind, and counts it.
-func (s *struck) strikes(k Kind, now time.Time) bool {
-	if !s.matches(k) {
+func (s *struck) strikes(k Kind, head bool, now time.Time) bool {
+	if !s.matches(k) || head && s.ofBody() {
 		return false
 	}
 	s.seen++

@@ -119,3 +119,20 @@ func TestTokensAndRedirectsExpire(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusUnauthorized, status)
 }
+
+func TestRefusedForAWhile(t *testing.T) {
+	r := newRig(t, Options{})
+	r.Set(Fault{Refuse: true, For: time.Second})
+	start, asked := time.Now(), 0
+	for {
+		asked++
+		if status, _, _, err := r.get(blobPath); err == nil {
+			require.Equal(t, http.StatusOK, status)
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	require.GreaterOrEqual(t, time.Since(start), time.Second)
+	require.Greater(t, asked, 10)
+	require.Equal(t, 1, r.Hits(), "the others have met nobody")
+}

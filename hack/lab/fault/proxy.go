@@ -137,11 +137,11 @@ func (p *Proxy) Revoke() {
 }
 
 // strike returns the fault that a request meets, nil for none.
-func (p *Proxy) strike(k Kind) *Fault {
+func (p *Proxy) strike(k Kind, head bool) *Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range p.mu.faults {
-		if s.strikes(k, time.Now()) {
+		if s.strikes(k, head, time.Now()) {
 			return &s.Fault
 		}
 	}
@@ -158,13 +158,14 @@ func (p *Proxy) random(n int) int {
 // ServeHTTP implements http.Handler.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	k := kind(r, p.opts.Tails, p.configs)
-	f := p.strike(k)
+	f := p.strike(k, r.Method == http.MethodHead)
 	if f == nil {
 		f = &Fault{}
 	}
 	switch {
 	case f.Refuse:
 		p.down(f.For)
+		reset(w) // it may have come while connections were ended
 		return
 	case f.Reset:
 		reset(w)

@@ -20,7 +20,6 @@ type auth struct {
 	ttl            time.Duration
 	claim          time.Duration
 	tokens         map[string]token
-	bare           bool
 	issued         int
 }
 
@@ -44,14 +43,6 @@ func (r *Registry) RequireToken(user, password string, ttl time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.auth = auth{scheme: "bearer", user: user, password: password, ttl: ttl, claim: max(ttl, time.Minute), tokens: map[string]token{}}
-}
-
-// BareChallenges leaves out of refusals that it is the token that is refused, as some
-// registries do.
-func (r *Registry) BareChallenges() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.auth.bare = true
 }
 
 // RevokeTokens makes all tokens given out so far invalid.
@@ -86,7 +77,7 @@ func (r *Registry) challenge(req *http.Request, repo string) string {
 			return ""
 		}
 		c := fmt.Sprintf(`Bearer realm="http://%s/token",service="blobtest",scope=%q`, r.Host(), scope)
-		if given != "" && !r.auth.bare {
+		if given != "" {
 			c += `,error="invalid_token"`
 		}
 		return c

@@ -24,6 +24,7 @@ type bench struct {
 	o        options
 	registry *lab.Registry
 	image    *lab.Image
+	foreign  *lab.Image    // of builds beside those that count
 	front    fault.Options // of a proxy, without what a cell asks for
 	want     map[work]string
 	dir      string
@@ -31,7 +32,12 @@ type bench struct {
 
 func newBench(ctx context.Context, o options) (_ *bench, err error) {
 	b := &bench{o: o, want: map[work]string{}}
-	if b.image, err = lab.ReadsImage(ctx); err != nil {
+	if b.image, err = lab.ReadsImage(ctx, 0); err != nil {
+		return nil, err
+	}
+	// BuildKit takes what two builds do with one image for the same, whatever
+	// registries it is from.
+	if b.foreign, err = lab.ReadsImage(ctx, 1); err != nil {
 		return nil, err
 	}
 	if b.dir, err = os.MkdirTemp("", "lab-faults-"); err != nil {
@@ -50,10 +56,12 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 
 // prepare pushes the image and builds it without faults, for comparison.
 func (b *bench) prepare(ctx context.Context) error {
-	if _, err := lab.Push(ctx, b.registry.Direct, b.image); err != nil {
-		return err
+	for _, img := range []*lab.Image{b.image, b.foreign} {
+		if _, err := lab.Push(ctx, b.registry.Direct, img); err != nil {
+			return err
+		}
 	}
-	b.front = fault.Options{Upstream: b.registry.Direct, Tails: map[string]int64{}, Configs: []string{b.image.Config.Digest.String()}}
+	b.front = fault.Options{Upstream: b.registry.Direct, Tails: map[string]int64{}, Configs: []string{b.image.Config.Digest.String(), b.foreign.Config.Digest.String()}}
 	for i, l := range b.image.Layers {
 		toc, ok, err := b.image.TOC(i)
 		if err != nil || !ok {
@@ -70,7 +78,7 @@ func (b *bench) prepare(ctx context.Context) error {
 		return err
 	}
 	for _, w := range []work{some, all} {
-		got, err := b.build(ctx, d, b.registry.Direct, cell{work: w})
+		got, err := b.build(ctx, d, b.registry.Direct+"/"+b.image.Tag(), cell{work: w})
 		if err != nil {
 			return errors.Join(fmt.Errorf("build without faults: %w", err), d.Stop(), d.Remove())
 		}
@@ -156,7 +164,9 @@ func (b *bench) one(ctx context.Context, c cell, seed uint64, s subject) (o outc
 	if err != nil {
 		return outcome{err: err}
 	}
-	w.bad.Set(c.struck())
+	if c.fault.breaks() {
+		w.bad.Set(c.struck())
+	}
 	ctx, cancel := context.WithTimeout(ctx, b.o.limit+c.fault.extra)
 	defer cancel()
 	beside := func() {}
@@ -164,7 +174,7 @@ func (b *bench) one(ctx context.Context, c cell, seed uint64, s subject) (o outc
 		beside = b.beside(ctx, d, w.bad)
 	}
 	start := time.Now()
-	got, err := b.build(ctx, d, w.ref, c)
+	got, err := b.build(ctx, d, w.ref+"/"+b.image.Tag(), c)
 	o.wall, o.hits = time.Since(start), w.bad.Hits()
 	switch {
 	case err != nil:
@@ -193,7 +203,7 @@ func (b *bench) beside(ctx context.Context, d *lab.Daemon, from *fault.Proxy) (e
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		b.build(ctx, d, from.Addr, cell{work: all}) // its registry hangs, and it is cancelled
+		b.build(ctx, d, from.Addr+"/"+b.foreign.Tag(), cell{work: all}) // its registry hangs, and it is cancelled
 	}()
 	for from.Hits() == 0 && ctx.Err() == nil {
 		time.Sleep(20 * time.Millisecond)
@@ -201,14 +211,14 @@ func (b *bench) beside(ctx context.Context, d *lab.Daemon, from *fault.Proxy) (e
 	return func() { cancel(); <-done }
 }
 
-// build runs the workload of a cell on the image at host and returns what it gave.
-func (b *bench) build(ctx context.Context, d *lab.Daemon, host string, c cell) (string, error) {
+// build runs the workload of a cell on an image and returns what it gave.
+func (b *bench) build(ctx context.Context, d *lab.Daemon, ref string, c cell) (string, error) {
 	dir, err := os.MkdirTemp(b.dir, "out-")
 	if err != nil {
 		return "", fmt.Errorf("make a directory: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	opts := lab.BuildOptions{Dockerfile: "FROM " + host + "/" + b.image.Tag() + "\n"}
+	opts := lab.BuildOptions{Dockerfile: "FROM " + ref + "\n"}
 	if c.fault.pause {
 		opts.Dockerfile += "ENV PAUSE=60ms\n"
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"time"
 
@@ -53,9 +54,13 @@ type kind struct {
 	long  bool          // not in the bounded form
 }
 
+// breaks says whether the proxy is told of a fault: others are in its options, or the
+// daemon's.
+func (k kind) breaks() bool { return !reflect.ValueOf(k.fault).IsZero() }
+
 // burst is a fault of many requests in a row.
 func burst(status int) kind {
-	return kind{name: fmt.Sprintf("%d, 12 times", status), fault: fault.Fault{Status: status, Times: 12}, short: []moment{running}}
+	return kind{name: fmt.Sprintf("burst of %d", status), fault: fault.Fault{Status: status, Times: 12}, short: []moment{running}}
 }
 
 // kinds are all that the registry does wrong, in the order.
@@ -69,25 +74,25 @@ func kinds() []kind {
 	return []kind{
 		{name: "nothing", short: []moment{running, exporting}},
 		with(burst(429), running, opening),
-		{name: "429 with Retry-After, 5 times", fault: fault.Fault{Status: 429, RetryAfter: "1", Times: 5}, short: []moment{running, resolving}},
+		{name: "burst of 429 with Retry-After", fault: fault.Fault{Status: 429, RetryAfter: "1", Times: 5}, short: []moment{running, resolving}},
 		burst(500), burst(501), burst(502), with(burst(503), moments...), burst(504),
 		with(named("refused for 3 s", fault.Fault{Refuse: true, For: for3s}), moments...),
 		{name: "gone for 2 min", fault: fault.Fault{Refuse: true, For: 2 * time.Minute}, only: []moment{running}, extra: 3 * time.Minute, long: true},
 		{name: "hangs for 2 min", fault: fault.Fault{Hang: true, For: 2 * time.Minute}, only: []moment{running}, extra: 3 * time.Minute, long: true},
-		with(named("reset, 10 times", fault.Fault{Reset: true, Times: 10}), running, resolving),
-		with(named("cut, 10 times", fault.Fault{Cut: true, Times: 10}), moments...),
+		with(named("burst of resets", fault.Fault{Reset: true, Times: 10}), running, resolving),
+		with(named("burst of cuts", fault.Fault{Cut: true, Times: 10}), moments...),
 		with(named("stalled once", fault.Fault{Stall: true, Times: 1}), running, resolving),
 		with(named("hangs once", fault.Fault{Hang: true, Times: 1}), running),
 		named("slow start, 4 s each", fault.Fault{Delay: 4 * time.Second, Times: 2}),
 		{name: "slow start, 15 s each", fault: fault.Fault{Delay: 15 * time.Second, Times: 3}, extra: time.Minute, long: true},
-		with(named("a byte a second, twice", fault.Fault{Drip: true, Times: 2}), running),
+		with(named("a byte a second, once", fault.Fault{Drip: true, Times: 1}), running),
 		{name: "name does not resolve", at: nowhere, short: []moment{running}},
 		{name: "token of 1 s", front: fault.Options{TokenTTL: time.Second}, pause: true, only: []moment{running, exporting}, short: []moment{running}},
-		{name: "token server 503, 4 times", front: fault.Options{TokenTTL: time.Second}, pause: true, fault: fault.Fault{On: []fault.Kind{fault.Token}, Skip: 2, Status: 503, Times: 4}, only: []moment{running}},
+		{name: "burst of 503 from the token server", front: fault.Options{TokenTTL: time.Second}, pause: true, fault: fault.Fault{On: []fault.Kind{fault.Token}, Skip: 2, Status: 503, Times: 4}, only: []moment{running}},
 		{name: "redirects of 300 ms", front: fault.Options{RedirectTTL: 300 * time.Millisecond}, pause: true, only: []moment{running, exporting}, short: []moment{running}},
-		named("wrong Content-Range, 5 times", fault.Fault{Range: "bytes 1-2/3", Times: 5}),
-		named("short bodies, 5 times", fault.Fault{Short: true, Times: 5}),
-		named("long bodies, 5 times", fault.Fault{Long: true, Times: 5}),
+		named("burst of wrong Content-Range", fault.Fault{Range: "bytes 1-2/3", Times: 5}),
+		named("burst of short bodies", fault.Fault{Short: true, Times: 5}),
+		named("burst of long bodies", fault.Fault{Long: true, Times: 5}),
 		with(named("200 for a range", fault.Fault{Whole: true}), running, exporting),
 		with(named("a flipped byte once", fault.Fault{Flip: true, Times: 1}), moments...),
 		with(named("a flipped byte, 3 times", fault.Fault{Flip: true, Times: 3}), running),
@@ -132,6 +137,9 @@ func (c cell) struck() fault.Fault {
 	return f
 }
 
+// shortBurst is how many requests in a row go wrong in the bounded form.
+const shortBurst = 4
+
 // cells is the matrix.
 func cells(o options) (out []cell) {
 	for _, k := range kinds() {
@@ -140,6 +148,8 @@ func cells(o options) (out []cell) {
 			at = moments
 		}
 		if o.short {
+			// Pauses grow with each try.
+			k.fault.Times = min(k.fault.Times, shortBurst)
 			at = k.short
 			if at == nil {
 				at = []moment{running}

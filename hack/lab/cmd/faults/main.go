@@ -12,8 +12,11 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lazykit/lazykit/hack/lab"
 )
@@ -26,6 +29,7 @@ func main() {
 	flag.DurationVar(&o.length, "for", 0, "after the matrix, run random cells for so long, such as 1h")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of where and when faults strike")
 	flag.BoolVar(&o.stock, "stock", false, "run stock buildkitd with its stargz snapshotter beside ours")
+	flag.IntVar(&o.parallel, "parallel", 3, "cells at the same time: they mostly wait")
 	flag.StringVar(&o.match, "match", "", "only cells whose names contain one of these words, with commas between them")
 	flag.DurationVar(&o.limit, "limit", 90*time.Second, "a build that takes longer has hung; long outages have more")
 	flag.BoolVar(&o.verbose, "v", false, "show why builds failed, and where to find the daemons' logs")
@@ -45,6 +49,7 @@ func main() {
 type options struct {
 	short, stock, verbose bool
 	length, limit         time.Duration
+	parallel              int
 	seed                  uint64
 	match                 string
 }
@@ -76,20 +81,27 @@ func run(ctx context.Context, o options) error {
 	fmt.Printf("seed %d\n\n", o.seed)
 	r := &report{subjects: subjects}
 	r.head()
+	var running errgroup.Group
+	running.SetLimit(max(o.parallel, 1))
 	n := uint64(0)
-	for _, c := range cells(o) {
+	start := func(c cell) {
 		n++
-		r.add(c, l.try(ctx, c, o.seed+n, subjects))
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+		seed := o.seed + n
+		running.Go(func() error {
+			if out := l.try(ctx, c, seed, subjects); ctx.Err() == nil {
+				r.add(c, out)
+			}
+			return nil
+		})
+	}
+	for _, c := range cells(o) {
+		start(c)
 	}
 	rnd := rand.New(rand.NewPCG(o.seed, 2))
 	for end := time.Now().Add(o.length); time.Now().Before(end) && ctx.Err() == nil; {
-		n++
-		c := randomCell(rnd)
-		r.add(c, l.try(ctx, c, o.seed+n, subjects))
+		start(randomCell(rnd))
 	}
+	running.Wait() // outcomes are the report's
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -106,9 +118,11 @@ type outcome struct {
 
 func (o outcome) survived() bool { return o.err == nil }
 
-// report prints the table as cells end.
+// report prints the table as cells end. Its methods may be called from several goroutines.
 type report struct {
 	subjects []subject
+
+	mu       sync.Mutex
 	cells    int
 	survived map[string]int
 	failed   []string // cells that ours had to survive
@@ -124,6 +138,8 @@ func (r *report) head() {
 }
 
 func (r *report) add(c cell, outcomes []outcome) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.cells++
 	line := fmt.Sprintf("| %s | %s | %s |", c.fault.name, c.moment, c.work)
 	for i, o := range outcomes {

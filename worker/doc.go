@@ -31,8 +31,10 @@
 //
 // Around BuildKit's parts there are: results that load with what a build knows of
 // lazy blobs (Worker.LoadRef), an observer of registry traffic that tells a stopping
-// daemon which builds hang (traffic), and a collector that frees what no snapshot
-// needs (collector).
+// daemon which builds hang (traffic), a collector that frees what no snapshot needs
+// (collector), patience with registries that can't give a manifest at present
+// (Patient), and the cause of I/O errors that steps and copies meet (followed,
+// explainedOp).
 //
 // # End
 //

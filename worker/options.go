@@ -83,8 +83,11 @@ type LazyOptions struct {
 	RequestSize int64
 	// TTL is how long a layer stays resolved after its last use.
 	TTL time.Duration
-	// FetchTimeout ends a read for which no byte has arrived for so long.
+	// FetchTimeout ends a read for which no byte has arrived for so long; 0: 5 minutes.
 	FetchTimeout time.Duration
+	// ResolveTimeout is for how long a manifest, or an image's config, is asked for
+	// again; 0: 1 minute, below 0: once.
+	ResolveTimeout time.Duration
 	// MinWait and MaxWait bound the pause before a request is made again.
 	MinWait, MaxWait time.Duration
 	// ProfileDir keeps what steps have read of layers; empty: below Options.Root.

@@ -68,7 +68,12 @@ func newBackend(ctx context.Context, s *settings, meter metric.MeterProvider) (_
 	if err != nil {
 		return nil, err
 	}
-	p := parts{sessions: sessions, hosts: resolver.NewRegistryConfig(s.Registries)}
+	lazy, _, err := parseStargz(s.Workers.OCI.StargzSnapshotterConfig) // the worker warns
+	if err != nil {
+		return nil, err
+	}
+	hosts := worker.Patient(resolver.NewRegistryConfig(s.Registries), lazy.ResolveTimeout)
+	p := parts{sessions: sessions, hosts: hosts}
 	traces, err := p.startTraces(ctx, s.OTEL.SocketPath)
 	if err != nil {
 		return nil, err

@@ -18,7 +18,9 @@ type Options struct {
 	// DecodeBytes bounds the memory of members that are being decompressed,
 	// all layers together; 0: 16 MiB. A member that needs more goes alone.
 	DecodeBytes int64
-	// ReadTimeout ends a read that waits for its bytes; 0: 5 minutes, below 0: never.
+	// ReadTimeout ends a read that waits for its bytes, also when some of them
+	// arrive now and then; 0: 15 minutes, below 0: never. It should be more than the
+	// blob's own limit, whose error says more.
 	ReadTimeout time.Duration
 	// PrefetchSize is how much of the beginning of a layer is fetched ahead when
 	// the layer has no landmark that says it; 0: nothing.
@@ -36,7 +38,7 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	setDefault(&o.CacheBytes, 32<<20)
 	setDefault(&o.DecodeBytes, 16<<20)
-	setDefault(&o.ReadTimeout, 5*time.Minute)
+	setDefault(&o.ReadTimeout, 15*time.Minute)
 	setDefault(&o.Window, 8<<20)
 	setDefault(&o.IdleTime, time.Second)
 	return o

@@ -2,10 +2,12 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazykit/lazykit/estargz"
@@ -183,5 +185,54 @@ func TestFollowOddNames(t *testing.T) {
 		got, err := o.read(t.Context(), f.name, 0, len(f.data))
 		require.NoError(t, err)
 		require.Equal(t, f.data, got)
+	}
+}
+
+func TestRecordOfReadsThatFail(t *testing.T) {
+	o := build(t, estargz.FormatEStargz, smallFiles(4)).open(t, Options{Window: -1})
+	rec := o.Record()
+	defer rec.Stop()
+	told := 0
+	rec.WhenFailed(func() { told++ })
+	away := errors.New("the registry is away")
+	o.blob.serveBy(func(context.Context, fakeRequest) error { return fmt.Errorf("%w: %w", away, cerrdefs.ErrUnavailable) })
+	for _, name := range []string{"f02", "f01"} {
+		_, err := o.read(t.Context(), name, 0, 10_000)
+		require.ErrorIs(t, err, away)
+	}
+	n, err := rec.Failed()
+	require.Equal(t, 2, n)
+	require.ErrorIs(t, err, away)
+	require.ErrorContains(t, err, o.blob.Digest().String())
+	require.Equal(t, 1, told)
+
+	// Of two nobody knows whose read it was.
+	other := o.Record()
+	other.WhenFailed(func() { t.Error("it may have been the other's read") })
+	_, err = o.read(t.Context(), "f00", 0, 10_000)
+	require.ErrorIs(t, err, away)
+	failed, _ := other.Failed()
+	require.Equal(t, 1, failed)
+	other.Stop()
+	o.blob.serveBy(nil)
+	_, err = o.read(t.Context(), "f00", 0, 10_000)
+	require.NoError(t, err)
+
+	// A reader that leaves has met no error.
+	gone, cancel := context.WithCancel(t.Context())
+	o.blob.serveBy(func(ctx context.Context, _ fakeRequest) error { cancel(); <-ctx.Done(); return ctx.Err() })
+	_, err = o.read(gone, "f03", 0, 10_000)
+	require.ErrorIs(t, err, context.Canceled)
+	n, _ = rec.Failed()
+	require.Equal(t, 2, n)
+
+	// What can be read in the end has not failed: a reader may have asked again.
+	o.blob.serveBy(nil)
+	for i, name := range []string{"f02", "f01"} {
+		_, err := o.read(t.Context(), name, 0, 10_000)
+		require.NoError(t, err)
+		n, err = rec.Failed()
+		require.Equal(t, 1-i, n)
+		require.Equal(t, n > 0, err != nil)
 	}
 }

@@ -126,7 +126,7 @@ func openKept(path string, b Blob) *estargz.TOC {
 // the blob is made local first. The caller closes the TOC; b stays the caller's.
 //
 // The error wraps estargz.ErrNotLazy when the blob has no TOC, and
-// estargz.ErrCorrupt when it has a wrong one, fetched twice: both are final.
+// estargz.ErrCorrupt when it has a wrong one, fetched three times: both are final.
 // Other errors are those of the network and the disk.
 func (f Finder) Resolve(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
 	if toc, err := f.OpenTOC(b, hints); err == nil {
@@ -155,11 +155,11 @@ func (f Finder) resolve(ctx context.Context, b Blob, hints estargz.Hints) (*esta
 var errNeedsWhole = errors.New("nothing vouches for parts of the blob")
 
 // byDigest resolves a layer by the TOC digest of its manifest. Wrong bytes may be
-// what an earlier run left on the disk: they are fetched once more.
+// what an earlier run left on the disk, or one host's fault: they are fetched again.
 func (f Finder) byDigest(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
 	path := TOCPath(f.TOCDir, b.Digest(), hints)
 	loc, err := f.compile(ctx, b, hints, path)
-	if errors.As(err, new(wrongBytes)) {
+	for try := 1; try < wrongTOCs && errors.As(err, new(wrongBytes)); try++ {
 		if size := b.Size(); size > 0 {
 			from := max(0, size-estargz.TailSize)
 			b.Drop(from, size-from)
@@ -167,7 +167,7 @@ func (f Finder) byDigest(ctx context.Context, b Blob, hints estargz.Hints) (*est
 				b.Drop(loc.Offset, min(max(loc.Size, 0), size-loc.Offset))
 			}
 		}
-		_, err = f.compile(ctx, b, hints, path)
+		loc, err = f.compile(ctx, b, hints, path)
 	}
 	if err != nil {
 		return nil, err
@@ -178,6 +178,10 @@ func (f Finder) byDigest(ctx context.Context, b Blob, hints estargz.Hints) (*est
 	}
 	return nil, errors.Join(errNeedsWhole, toc.Close())
 }
+
+// wrongTOCs is how often a TOC is fetched that is wrong each time. Fewer than
+// wrongTries: a layer whose TOC is really wrong is asked for so often, too.
+const wrongTOCs = 3
 
 // wrongBytes is an error that other bytes may cure: none that the digest vouches for
 // have been seen.

@@ -45,7 +45,8 @@ type Options struct {
 	// OnError, when set, is told of errors that no caller sees. It must not block.
 	OnError func(error)
 
-	// Layer is for all layers: sizes of caches, prefetch, background fetch.
+	// Layer is for all layers: sizes of caches, prefetch, background fetch. Its
+	// ReadTimeout is thrice Blob.GiveUp when it is 0.
 	Layer layer.Options
 	// Blob is for all blobs: connections and time limits. Its Root is ours.
 	Blob blob.Options
@@ -74,6 +75,13 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.TTL == 0 {
 		o.TTL = 2 * time.Minute
+	}
+	if o.Blob.GiveUp == 0 {
+		o.Blob.GiveUp = blob.DefaultGiveUp
+	}
+	if o.Layer.ReadTimeout == 0 {
+		// The blob's error says more, so it is to come first.
+		o.Layer.ReadTimeout = 3 * o.Blob.GiveUp
 	}
 	if o.KeepBytes == 0 {
 		o.KeepBytes = 10 << 30

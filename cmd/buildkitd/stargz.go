@@ -23,6 +23,7 @@ type stargzConfig struct {
 	// stargz-snapshotter has no such keys, see ownStargz.
 	ProfileDir string `toml:"profile_dir"`
 	NoProfiles bool   `toml:"no_profiles"`
+	MaxBytes   int64  `toml:"max_lazy_bytes"`
 
 	Blob struct {
 		FetchTimeout int64 `toml:"fetching_timeout_sec"`
@@ -72,7 +73,7 @@ var inertStargz = map[string]string{
 }
 
 // ownStargz are the keys that only we have. Stock ignores them.
-var ownStargz = []string{"profile_dir", "no_profiles"}
+var ownStargz = []string{"profile_dir", "no_profiles", "max_lazy_bytes"}
 
 // parseStargz reads the table. The warnings name keys without effect; a key that
 // is unknown to stargz-snapshotter is an error.
@@ -110,6 +111,7 @@ func (c stargzConfig) options() worker.LazyOptions {
 		MaxWait:         time.Duration(c.Blob.MaxWait) * time.Millisecond,
 		ProfileDir:      c.ProfileDir,
 		NoProfiles:      c.NoProfiles,
+		MaxBytes:        c.MaxBytes,
 		Debug:           c.Debug,
 	}
 }

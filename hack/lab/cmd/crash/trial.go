@@ -193,6 +193,9 @@ func (r *trial) idleFault() error {
 // after brings the daemon back. werr is the error of the work.
 func (r *trial) after(ctx context.Context, werr error) error {
 	struck := r.at.Load() != nil
+	if !struck {
+		r.watcher.Decide(r.root, 0, nil) // the work was over before: no fault in what follows
+	}
 	if r.fault.kind.errno() != 0 {
 		r.watcher.Decide(r.root, 0, nil) // there is room again
 		if werr != nil && !strings.Contains(werr.Error(), r.fault.kind.errno().Error()) {

@@ -245,6 +245,11 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 
 func (s *Snapshotter) measure(ctx context.Context, id string) (snapshots.Usage, error) {
 	du, err := fs.DiskUsage(ctx, s.dirs.upper(id))
+	if errors.Is(err, os.ErrNotExist) {
+		// An older version's state after a power cut: a report must not fail for it, or
+		// nothing could be pruned any more.
+		return snapshots.Usage{}, nil
+	}
 	if err != nil {
 		return snapshots.Usage{}, fmt.Errorf("measure snapshot %s: %w", id, err)
 	}

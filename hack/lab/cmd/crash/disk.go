@@ -34,11 +34,22 @@ func newDisk(ctx context.Context, dir string) (*disk, error) {
 	return d, d.up()
 }
 
+// up mounts it. What has a copy of the mount, as a container that is just ending,
+// keeps the file system alive that was shut down, and a mount would only be of that.
 func (d *disk) up() error {
-	if out, err := exec.Command("mount", "-o", "loop", d.file, d.mount).CombinedOutput(); err != nil {
-		return fmt.Errorf("mount: %w: %s", err, out)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if out, err := exec.Command("mount", "-o", "loop", d.file, d.mount).CombinedOutput(); err != nil {
+			return fmt.Errorf("mount: %w: %s", err, out)
+		}
+		probe := filepath.Join(d.mount, "probe")
+		err := errors.Join(os.WriteFile(probe, nil, 0o600), os.Remove(probe))
+		if err == nil {
+			return nil
+		}
+		if err := errors.Join(err, d.down()); time.Now().After(deadline) {
+			return fmt.Errorf("it stays shut down: %w", err)
+		}
 	}
-	return nil
 }
 
 // down unmounts it, which a container that is just ending may delay.

@@ -16,6 +16,7 @@
 //	executor/            bundles, root mounts and resolv.conf of running steps
 //	cachemounts/         mounts that are shared by steps
 //	net/                 network namespaces
+//	inuse                there while a process uses the directory, and after a crash
 //	lazy/                (stargz) sparse blobs and parsed TOCs of lazy layers
 //
 // lazy/ is beside content/ because a blob that became whole enters the content

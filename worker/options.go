@@ -24,6 +24,9 @@ type Options struct {
 	// ProxyAddress is the path of a socket where a snapshotter is served. When
 	// set, it is used whatever Snapshotter says, which is then only a name.
 	ProxyAddress string
+	// NotLazy is why another snapshotter than stargz was chosen, for reports; nil: it is
+	// the one that was asked for.
+	NotLazy error
 	// Lazy configures the stargz snapshotter. Others ignore it.
 	Lazy LazyOptions
 
@@ -90,6 +93,9 @@ type LazyOptions struct {
 	ResolveTimeout time.Duration
 	// MinWait and MaxWait bound the pause before a request is made again.
 	MinWait, MaxWait time.Duration
+	// MaxBytes is how much disk space the bytes of lazy layers may have before those
+	// that no mount needs are evicted; 0: no limit.
+	MaxBytes int64
 	// ProfileDir keeps what steps have read of layers; empty: below Options.Root.
 	ProfileDir string
 	// NoProfiles turns that off.

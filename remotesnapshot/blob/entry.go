@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -24,6 +25,8 @@ type entry struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // flights and completions
+
+	lastRead atomic.Int64 // unix nanoseconds; 0: not since it was opened
 
 	refs   int           // guarded by Store.mu
 	closed chan struct{} // closed when the entry has left the store

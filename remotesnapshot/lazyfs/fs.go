@@ -31,13 +31,14 @@ type FS struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	calls  *calls
-	wg     sync.WaitGroup // expiries, resolving ahead, profiles
+	wg     sync.WaitGroup // expiries, resolving ahead, profiles, evictions
 
 	mu struct {
 		sync.Mutex
 		closed  bool
 		entries map[key]*entry
 		ahead   map[digest.Digest]time.Time // blobs whose TOC is on its way (zero), or is kept until then
+		pins    map[digest.Digest]int       // mounts that need a layer; see Evict
 		reasons reasons
 	}
 }
@@ -77,6 +78,10 @@ func New(ctx context.Context, opts Options) (_ *FS, err error) {
 	fs.calls = newCalls(fs.ctx)
 	fs.mu.entries = make(map[key]*entry)
 	fs.mu.ahead = make(map[digest.Digest]time.Time)
+	fs.mu.pins = make(map[digest.Digest]int)
+	if opts.MaxBytes > 0 {
+		fs.wg.Go(fs.keepLimit)
+	}
 	return fs, nil
 }
 

@@ -36,6 +36,10 @@ type Options struct {
 	// layer needs, see FS.Collect; 0: 10 GiB, below 0: none.
 	KeepBytes int64
 
+	// MaxBytes is how much disk space the blobs may have that are not in another
+	// store as well, see FS.Evict; 0: no limit.
+	MaxBytes int64
+
 	// ProfileDir keeps what steps have read of layers, see package profile; "":
 	// Root/profiles. Several daemons may share it, and it may be a copy of another
 	// machine's.

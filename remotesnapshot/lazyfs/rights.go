@@ -34,12 +34,17 @@ func (nobody) Prove(ctx context.Context, _ string, _ func() []string, check func
 	return check(ctx, "")
 }
 
-// Hold implements remotesnapshot.Lazy.
+// Hold implements remotesnapshot.Lazy. What is held is mounted, and not evicted.
 func (fs *FS) Hold(src remotesnapshot.Source, s remotesnapshot.Sessions) (release func()) {
+	unpin := fs.pin(src.Digest)
 	if s == nil {
-		return func() {}
+		return unpin
 	}
-	return fs.opts.Sessions.Hold(src.Reference, s)
+	end := fs.opts.Sessions.Hold(src.Reference, s)
+	return func() {
+		end()
+		unpin()
+	}
 }
 
 // Vouch implements remotesnapshot.Lazy.

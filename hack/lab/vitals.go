@@ -17,12 +17,13 @@ type Vitals struct {
 	FDs        int   // open file descriptors
 	Goroutines int
 	Mounts     int   // below its root
-	Disk       int64 // bytes below its root, but for the databases
+	Disk       int64 // bytes below its root, but for the databases and Held
+	Held       int64 // bytes of records that are in use and can't be pruned
 }
 
 func (v Vitals) String() string {
-	return fmt.Sprintf("%.1f MB of memory, %d files, %d goroutines, %d mounts, %.1f MB on disk",
-		float64(v.RssAnon)/1e6, v.FDs, v.Goroutines, v.Mounts, float64(v.Disk)/1e6)
+	return fmt.Sprintf("%.1f MB of memory, %d files, %d goroutines, %d mounts, %.1f MB on disk, %.1f MB held",
+		float64(v.RssAnon)/1e6, v.FDs, v.Goroutines, v.Mounts, float64(v.Disk)/1e6, float64(v.Held)/1e6)
 }
 
 // Vitals collects the garbage of a daemon that was started with Debug, and measures.
@@ -48,7 +49,22 @@ func (d *Daemon) Vitals(ctx context.Context) (v Vitals, err error) {
 		return v, err
 	}
 	v.FDs, v.Mounts, v.RssAnon = len(fds), len(mounts), rssAnon(d.Pid)
-	v.Disk, err = DiskUsage(d.Root, func(rel string) bool { return strings.HasSuffix(rel, ".db") })
+	c, err := d.Client(ctx)
+	if err != nil {
+		return v, err
+	}
+	defer c.Close()
+	records, err := c.DiskUsage(ctx)
+	if err != nil {
+		return v, fmt.Errorf("vitals of buildkitd: %w", err)
+	}
+	for _, r := range records {
+		if r.InUse {
+			v.Held += r.Size
+		}
+	}
+	disk, err := DiskUsage(d.Root, func(rel string) bool { return strings.HasSuffix(rel, ".db") })
+	v.Disk = max(disk-v.Held, 0)
 	return v, err
 }
 

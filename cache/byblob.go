@@ -64,6 +64,14 @@ func lazyIdentity(desc ocispecs.Descriptor, diffID digest.Digest) (digest.Digest
 	return imageid.ChainID([]digest.Digest{diffID, toc}), nil
 }
 
+// boundTo says that what a layer's snapshot is shared by names the TOC by which src
+// is verified. A layer that only the digest of its blob vouches for is not: the tar in
+// it is never seen, so that its DiffID could be any other layer's.
+func (m meta) boundTo(src remotesnapshot.Source) bool {
+	toc, err := digest.Parse(remotesnapshot.TOCDigest(src.Annotations))
+	return err == nil && m.identity() == imageid.ChainID([]digest.Digest{keyDiffID.get(m), toc})
+}
+
 // diffIDOf is the digest of the layer's tar, which BuildKit puts into an annotation.
 func diffIDOf(desc ocispecs.Descriptor) (digest.Digest, error) {
 	v, ok := desc.Annotations[labels.LabelUncompressed]

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -146,7 +147,7 @@ func (p *preparation) resolve(ctx context.Context, layers []*record) {
 			continue // it does not come from a registry
 		}
 		wg.Go(func() {
-			src, err := p.resolveOne(ctx, list)
+			src, err := p.resolveOne(ctx, r, list)
 			p.m.noteReason(r, err)
 			pg.resolved(r, err)
 			if err != nil {
@@ -176,9 +177,17 @@ func (p *preparation) explain(ctx context.Context, layers []*record) {
 	}
 }
 
-// resolveOne tries the sources of a layer in turn.
-func (p *preparation) resolveOne(ctx context.Context, list []remotesnapshot.Source) (src remotesnapshot.Source, err error) {
+// errNotBound says that a layer's files may be other ones than its name promises.
+var errNotBound = errors.New("its manifest has no digest of a table of contents")
+
+// resolveOne tries the sources of a layer in turn. Others may share the snapshot that
+// is made of it, so what is shown there has to be bound to what it is shared by.
+func (p *preparation) resolveOne(ctx context.Context, r *record, list []remotesnapshot.Source) (src remotesnapshot.Source, err error) {
+	err = fmt.Errorf("layer %s: %w", keyBlob.get(r.meta), errNotBound)
 	for _, src = range list {
+		if !r.boundTo(src) {
+			continue
+		}
 		src.Neighbours = nil // all are resolved at once anyway
 		if err = p.m.lazy.Resolve(ctx, src)[0]; err == nil || ctx.Err() != nil {
 			break

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -153,11 +154,11 @@ func (p *resolving) stop() {
 }
 
 // reasonOf is the innermost error, which says what is wrong with a layer without
-// naming it again.
+// naming it again. A single word is a class of errors, which alone says nothing.
 func reasonOf(err error) string {
 	for {
 		next := errors.Unwrap(err)
-		if next == nil {
+		if next == nil || !strings.Contains(next.Error(), " ") {
 			return err.Error()
 		}
 		err = next

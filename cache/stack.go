@@ -170,7 +170,7 @@ func (s *stack) stackRemote(ctx context.Context, l *record) (bool, error) {
 		if err != nil || len(list) == 0 {
 			return false, err
 		}
-		if src, err = s.resolveOne(ctx, list); err != nil {
+		if src, err = s.resolveOne(ctx, l, list); err != nil {
 			return false, ctx.Err()
 		}
 	}

@@ -211,7 +211,7 @@ func TestHostileTime(t *testing.T) {
 func TestLimits(t *testing.T) {
 	entries := []string{`{"type":"dir","name":"a"}`, `{"name":"b","chunkSize":4,` + tenBytes + `}`, `{"type":"chunk","name":"b","chunkOffset":4,"offset":200,"chunkDigest":"` + sumA + `"}`}
 	doc := docOf(entries...)
-	for name, lim := range map[string]Limits{"entries": {Entries: 2}, "chunk": {ChunkSize: 5}} {
+	for name, lim := range map[string]Limits{"entries": {Entries: 2}, "chunk": {ChunkSize: 5}, "member": {MemberBytes: 99}} {
 		if _, err := compileDoc(t.TempDir(), strings.NewReader(doc), FormatEStargz, false, lim); !errors.Is(err, ErrLimit) {
 			t.Errorf("%s: error %v, want one of ErrLimit", name, err)
 		}
@@ -225,7 +225,7 @@ func TestLimits(t *testing.T) {
 func TestMemory(t *testing.T) {
 	const entries = 200_000
 	r := &docWriter{n: entries}
-	src := &source{loc: Location{Format: FormatEStargz, Offset: 1 << 40, Size: 100}, blobSize: 1<<40 + 151, lim: Limits{}.withDefaults()}
+	src := &source{loc: Location{Format: FormatEStargz, Offset: 1 << 40, Size: 100}, blobSize: 1<<40 + 151, lim: Limits{MemberBytes: 1 << 41}.withDefaults()}
 	var before, after runtime.MemStats
 	check := func(when string) {
 		runtime.GC()

@@ -16,6 +16,11 @@ type Limits struct {
 	// MemberSize is how far into a decompressed member a chunk may end, in
 	// bytes: what has to be decompressed to reach it. Default 1 GiB.
 	MemberSize int64
+	// MemberBytes is how many bytes of the blob a member may take; they are in
+	// memory as a whole when a chunk of it is decompressed. What lies between two
+	// files belongs to the first one's member. Default 320 MiB: the largest chunk,
+	// incompressible, and the headers of 100,000 empty files.
+	MemberBytes int64
 }
 
 func (l Limits) withDefaults() Limits {
@@ -28,6 +33,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Entries, 2_000_000)
 	def(&l.ChunkSize, 256<<20)
 	def(&l.MemberSize, 1<<30)
+	def(&l.MemberBytes, 320<<20)
 	l.MemberSize = max(l.MemberSize, l.ChunkSize)
 	return l
 }

@@ -211,8 +211,11 @@ func (t *tables) keepMembers(members []member) error {
 		if m.end == 0 {
 			continue
 		}
-		if size := m.end - m.offset; m.reach/ratio > size {
+		switch size := m.end - m.offset; {
+		case m.reach/ratio > size:
 			return fmt.Errorf("member of %d bytes at offset %d can't hold %d", size, m.offset, m.reach)
+		case size > t.toc.lim.MemberBytes:
+			return limitf("member of %d bytes at offset %d, at most %d are read", size, m.offset, t.toc.lim.MemberBytes)
 		}
 		final[i] = uint32(len(t.members))
 		t.members = append(t.members, m)

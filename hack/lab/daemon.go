@@ -28,6 +28,7 @@ type DaemonOptions struct {
 	Registries  []string // host:port of registries that speak plain HTTP
 	Config      string   // more of buildkitd.toml
 	Args        []string // more flags
+	Debug       bool     // Vitals and Profile are to be asked for
 	Env         []string // more environment, KEY=VALUE
 	Log         string   // file for its output, appended to; "" is buildkitd.log beside the state
 	LeaveMounts bool     // when it does not start, leave what is mounted in Root to the next one
@@ -112,6 +113,9 @@ func (d *Daemon) start(ctx context.Context, opts DaemonOptions) error {
 		"--oci-worker=true", "--containerd-worker=false", "--oci-worker-net=host",
 		// The default is one place for all daemons, and the first that ends takes it away.
 		"--otel-socket-path", filepath.Join(d.dir, "otel.sock")}
+	if opts.Debug {
+		args = append(args, "--debugaddr", "unix://"+d.debugSocket())
+	}
 	if opts.Snapshotter != "" {
 		args = append(args, "--oci-worker-snapshotter="+opts.Snapshotter)
 	}

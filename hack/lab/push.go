@@ -56,8 +56,12 @@ func pushBlob(ctx context.Context, base, path string, d ocispecs.Descriptor) err
 		return fmt.Errorf("blob %s: %w", d.Digest, err)
 	}
 	defer file.Close()
+	info, err := file.Stat() // the descriptor's size may be a lie
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", d.Digest, err)
+	}
 	header := http.Header{"Content-Type": {"application/octet-stream"}}
-	_, err = do(ctx, http.MethodPut, to.String(), header, file, d.Size, http.StatusCreated)
+	_, err = do(ctx, http.MethodPut, to.String(), header, file, info.Size(), http.StatusCreated)
 	return err
 }
 

@@ -137,10 +137,11 @@ func (l *Layer) flyHere(f *flight) bool {
 	if err != nil || !l.blob.Present(m.Offset, m.Size) || !l.toc.HasChunkDigests() && !l.blob.Local() {
 		return false
 	}
-	if f.memory(m) > hereBytes {
+	reach := l.reach(f)
+	if f.memory(m) > hereBytes || reach > longReach {
 		return false // it takes long, and nothing could end it
 	}
-	release, ok := l.pool.tryReserve(f.memory(m))
+	release, ok := l.pool.tryReserve(f.memory(m), reach)
 	if !ok {
 		return false
 	}
@@ -388,12 +389,21 @@ func (l *Layer) span(f *flight, m estargz.Member) (last uint32, hi int64) {
 
 // decodeReserved is decode within the pool's budget, for which it waits.
 func (l *Layer) decodeReserved(ctx context.Context, f *flight, m estargz.Member, first, last uint32) (map[uint32]*buffer, error) {
-	release, err := l.pool.reserve(ctx, f.memory(m))
+	release, err := l.pool.reserve(ctx, f.memory(m), l.reach(f))
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	return l.decode(ctx, f, m, first, last)
+}
+
+// reach is how many bytes have to be decompressed for the chunk that f is for.
+func (l *Layer) reach(f *flight) int64 {
+	var c estargz.Chunk
+	if err := l.toc.Chunk(f.want, &c); err != nil {
+		return 0 // decode meets the error again
+	}
+	return c.Inner + c.Size
 }
 
 // memory is what decode needs of it for member m.

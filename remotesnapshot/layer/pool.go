@@ -16,7 +16,8 @@ type Options struct {
 	// kernel's page cache.
 	CacheBytes int64
 	// DecodeBytes bounds the memory of members that are being decompressed,
-	// all layers together; 0: 16 MiB. A member that needs more goes alone.
+	// all layers together; 0: 16 MiB. Of members that need more, or take long,
+	// there is one at a time, beside the others.
 	DecodeBytes int64
 	// ReadTimeout ends a read that waits for its bytes, also when some of them
 	// arrive now and then; 0: 15 minutes, below 0: never. It should be more than the
@@ -56,6 +57,7 @@ type Pool struct {
 	mem    memory
 	cache  *cache
 	budget *semaphore.Weighted
+	long   *semaphore.Weighted // one: see isLong
 	lastID atomic.Uint64
 
 	expiry struct {
@@ -74,6 +76,7 @@ func NewPool(opts Options) *Pool {
 		opts:   opts,
 		cache:  newCache(opts.CacheBytes),
 		budget: semaphore.NewWeighted(opts.DecodeBytes),
+		long:   semaphore.NewWeighted(1),
 	}
 	p.expiry.stop = make(chan struct{})
 	return p
@@ -135,21 +138,37 @@ func (p *Pool) rest() bool {
 // outside of Go's heap.
 func (p *Pool) Memory() int64 { return p.mem.mapped.Load() }
 
-// reserve waits until n bytes of the budget are free. Everything is free when
-// nobody decompresses, so what needs more than the whole budget goes alone.
-func (p *Pool) reserve(ctx context.Context, n int64) (release func(), err error) {
-	n = min(n, p.opts.DecodeBytes)
-	if err := p.budget.Acquire(ctx, n); err != nil {
+// longReach is how much may have to be decompressed for a chunk, in bytes, that still
+// counts as usual. Writers end members after some megabytes.
+const longReach = 64 << 20
+
+// isLong says of a chunk that its decompression takes n bytes of memory, and comes to
+// it after reach bytes, that those of other layers must not wait behind it. A few
+// kilobytes of a hostile layer can stand for a gigabyte.
+func (p *Pool) isLong(n, reach int64) bool { return n > p.opts.DecodeBytes || reach > longReach }
+
+// reserve waits until n bytes of the budget are free, or until nothing else that is
+// long is decompressed.
+func (p *Pool) reserve(ctx context.Context, n, reach int64) (release func(), err error) {
+	from, n := p.reserveOf(n, reach)
+	if err := from.Acquire(ctx, n); err != nil {
 		return nil, err
 	}
-	return func() { p.budget.Release(n) }, nil
+	return func() { from.Release(n) }, nil
 }
 
 // tryReserve is reserve for those who do without rather than wait.
-func (p *Pool) tryReserve(n int64) (release func(), ok bool) {
-	n = min(n, p.opts.DecodeBytes)
-	if !p.budget.TryAcquire(n) {
+func (p *Pool) tryReserve(n, reach int64) (release func(), ok bool) {
+	from, n := p.reserveOf(n, reach)
+	if !from.TryAcquire(n) {
 		return nil, false
 	}
-	return func() { p.budget.Release(n) }, true
+	return func() { from.Release(n) }, true
+}
+
+func (p *Pool) reserveOf(n, reach int64) (from *semaphore.Weighted, weight int64) {
+	if p.isLong(n, reach) {
+		return p.long, 1
+	}
+	return p.budget, n
 }

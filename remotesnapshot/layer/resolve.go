@@ -71,10 +71,12 @@ func (c *Compiling) begin(ctx context.Context, size int64) (end func(), err erro
 }
 
 // TOCPath is where the compact TOC of a layer is kept in dir: by the digest that
-// vouches for it, the TOC's own or, without one, the blob's.
+// vouches for it, the TOC's own or, without one, the blob's. A TOC is that of one
+// blob: where its last member ends, and how it is compressed, is no part of it, and
+// another image could lend its own answers.
 func TOCPath(dir string, blob digest.Digest, hints estargz.Hints) string {
 	if d := hints.TOCDigest; d != "" {
-		return filepath.Join(dir, d.Algorithm().String()+"-"+d.Encoded()+".toc")
+		return filepath.Join(dir, d.Algorithm().String()+"-"+d.Encoded()+"-"+blob.Encoded()+".toc")
 	}
 	return wholePath(dir, blob)
 }
@@ -89,16 +91,6 @@ func wholePath(dir string, blob digest.Digest) string {
 func (f Finder) OpenTOC(b Blob, hints estargz.Hints) (*estargz.TOC, error) {
 	if toc := openKept(TOCPath(f.TOCDir, b.Digest(), hints), b); toc != nil {
 		return toc, nil
-	}
-	// Legacy stargz is vouched for by the blob even if the manifest names a TOC
-	// digest. Of the other formats that digest must hold.
-	if hints.TOCDigest != "" {
-		if toc := openKept(wholePath(f.TOCDir, b.Digest()), b); toc != nil {
-			if toc.Format() == estargz.FormatStargz {
-				return toc, nil
-			}
-			_ = toc.Close()
-		}
 	}
 	return nil, fmt.Errorf("layer %s: %w", b.Digest(), ErrNotResolved)
 }
@@ -141,18 +133,18 @@ func (f Finder) Resolve(ctx context.Context, b Blob, hints estargz.Hints) (*esta
 
 func (f Finder) resolve(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
 	if hints.TOCDigest != "" {
-		toc, err := f.byDigest(ctx, b, hints)
-		if !errors.Is(err, errNeedsWhole) {
-			return toc, err
-		}
-	} else if _, err := f.find(ctx, b, hints); err != nil {
+		// Never by the blob instead: whoever names a TOC relies on seeing what it says.
+		return f.byDigest(ctx, b, hints)
+	}
+	if _, err := f.find(ctx, b, hints); err != nil {
 		return nil, err // not worth the whole blob: it has no TOC, or can't be had
 	}
 	return f.byBlob(ctx, b, hints)
 }
 
-// errNeedsWhole says that only the whole blob can vouch for a layer's files.
-var errNeedsWhole = errors.New("nothing vouches for parts of the blob")
+// errNeedsWhole says that only the whole blob can vouch for a layer's files: legacy
+// stargz, whose TOC has no digests of chunks.
+var errNeedsWhole = fmt.Errorf("%w that vouches for the files: %w", estargz.ErrNotLazy, errors.New("legacy stargz"))
 
 // byDigest resolves a layer by the TOC digest of its manifest. Wrong bytes may be
 // what an earlier run left on the disk, or one host's fault: they are fetched again.

@@ -1,0 +1,104 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Vitals are what a daemon holds at one moment.
+type Vitals struct {
+	RssAnon    int64 // bytes of anonymous memory
+	FDs        int   // open file descriptors
+	Goroutines int
+	Mounts     int   // below its root
+	Disk       int64 // bytes below its root, but for the databases and Held
+	Held       int64 // bytes of records that are in use and can't be pruned
+}
+
+func (v Vitals) String() string {
+	return fmt.Sprintf("%.1f MB of memory, %d files, %d goroutines, %d mounts, %.1f MB on disk, %.1f MB held",
+		float64(v.RssAnon)/1e6, v.FDs, v.Goroutines, v.Mounts, float64(v.Disk)/1e6, float64(v.Held)/1e6)
+}
+
+// Vitals collects the garbage of a daemon that was started with Debug, and measures.
+func (d *Daemon) Vitals(ctx context.Context) (v Vitals, err error) {
+	for range 2 { // finalizers free what the next collection finds
+		if _, err := d.debug(ctx, "/debug/gc"); err != nil {
+			return v, err
+		}
+	}
+	profile, err := d.debug(ctx, "/debug/pprof/goroutine?debug=1")
+	if err != nil {
+		return v, err
+	}
+	if _, err := fmt.Sscanf(profile, "goroutine profile: total %d", &v.Goroutines); err != nil {
+		return v, fmt.Errorf("vitals of buildkitd: its goroutines: %w", err)
+	}
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.Pid))
+	if err != nil {
+		return v, fmt.Errorf("vitals of buildkitd: %w", err)
+	}
+	mounts, err := d.Mounts()
+	if err != nil {
+		return v, err
+	}
+	v.FDs, v.Mounts, v.RssAnon = len(fds), len(mounts), rssAnon(d.Pid)
+	c, err := d.Client(ctx)
+	if err != nil {
+		return v, err
+	}
+	defer c.Close()
+	records, err := c.DiskUsage(ctx)
+	if err != nil {
+		return v, fmt.Errorf("vitals of buildkitd: %w", err)
+	}
+	for _, r := range records {
+		if r.InUse {
+			v.Held += r.Size
+		}
+	}
+	disk, err := DiskUsage(d.Root, func(rel string) bool { return strings.HasSuffix(rel, ".db") })
+	v.Disk = max(disk-v.Held, 0)
+	return v, err
+}
+
+// Profile is one of Go's profiles of a daemon that was started with Debug, as text:
+// "goroutine", "heap", ...
+func (d *Daemon) Profile(ctx context.Context, name string) (string, error) {
+	return d.debug(ctx, "/debug/pprof/"+name+"?debug=1")
+}
+
+func (d *Daemon) debugSocket() string { return filepath.Join(d.dir, "debug") }
+
+// debug asks the daemon's debug endpoint.
+func (d *Daemon) debug(ctx context.Context, path string) (string, error) {
+	c := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", d.debugSocket())
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://buildkitd"+path, nil)
+	if err != nil {
+		return "", fmt.Errorf("ask buildkitd for %s: %w", path, err)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return "", fmt.Errorf("ask buildkitd for %s: %w", path, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", fmt.Errorf("ask buildkitd for %s: %w", path, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("ask buildkitd for %s: %s", path, resp.Status)
+	}
+	return string(body), nil
+}

@@ -34,22 +34,21 @@ func newDisk(ctx context.Context, dir string) (*disk, error) {
 	return d, d.up()
 }
 
-// up mounts it. What has a copy of the mount, as a container that is just ending,
-// keeps the file system alive that was shut down, and a mount would only be of that.
+// up mounts it.
 func (d *disk) up() error {
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		if out, err := exec.Command("mount", "-o", "loop", d.file, d.mount).CombinedOutput(); err != nil {
-			return fmt.Errorf("mount: %w: %s", err, out)
-		}
-		probe := filepath.Join(d.mount, "probe")
-		err := errors.Join(os.WriteFile(probe, nil, 0o600), os.Remove(probe))
-		if err == nil {
-			return nil
-		}
-		if err := errors.Join(err, d.down()); time.Now().After(deadline) {
-			return fmt.Errorf("it stays shut down: %w", err)
-		}
+	if out, err := exec.Command("mount", "-o", "loop", d.file, d.mount).CombinedOutput(); err != nil {
+		return fmt.Errorf("mount: %w: %s", err, out)
 	}
+	return nil
+}
+
+// alive says, by an error, whether what is mounted can be written to.
+func (d *disk) alive() error {
+	probe := filepath.Join(d.mount, "probe")
+	if err := os.WriteFile(probe, nil, 0o600); err != nil {
+		return err
+	}
+	return os.Remove(probe)
 }
 
 // down unmounts it, which a container that is just ending may delay.
@@ -103,10 +102,24 @@ func (d *disk) again(root string) error {
 			return fmt.Errorf("unmount %s: %w", m, err)
 		}
 	}
+	if err := errors.Join(d.down(), d.up()); err != nil {
+		return err
+	}
+	if d.alive() == nil {
+		return nil
+	}
+	// Some mount namespace on this machine has a copy of the mount, so this is still the
+	// file system that was shut down. It writes no more: a copy of the disk is what a
+	// machine would find.
 	if err := d.down(); err != nil {
 		return err
 	}
-	return d.up()
+	copied := d.file + ".again"
+	if out, err := exec.Command("cp", "--sparse=always", d.file, copied).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy the disk: %w: %s", err, out)
+	}
+	d.file = copied
+	return errors.Join(d.up(), d.alive())
 }
 
 func (d *disk) remove() error {

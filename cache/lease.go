@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
@@ -85,11 +86,45 @@ func (m *Manager) endLease(ctx context.Context, id string) error {
 	return nil
 }
 
-// unlease is endLease on the way out of an operation that has failed already.
+// unlease is endLease on the way out of an operation that has failed already. What
+// fails is kept for the next prune.
 func (m *Manager) unlease(ctx context.Context, id string) {
 	if err := m.endLease(ctx, id); err != nil {
-		bklog.G(ctx).WithError(err).Warn("cache: a lease stays until it expires or the record is erased")
+		bklog.G(ctx).WithError(err).Warn("cache: a lease stays until the next prune")
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.mu.stale = append(m.mu.stale, id)
 	}
+}
+
+// endStale tries again to end leases of records that were not made in the end, and to
+// clear what was written of those. The lease of a record that is there stays: it may be in
+// use again.
+func (m *Manager) endStale(ctx context.Context) {
+	m.mu.Lock()
+	list := m.mu.stale
+	m.mu.stale = nil
+	m.mu.Unlock()
+	for _, id := range list {
+		record := leaseOwner(id)
+		if m.lookup(record) != nil {
+			continue
+		}
+		if isRecordID(record) {
+			if err := m.opts.Metadata.Clear(record); err != nil {
+				bklog.G(ctx).WithError(err).Warnf("cache: record %s, which was not made, can't be cleared", record)
+			}
+		}
+		m.unlease(ctx, id)
+	}
+}
+
+// leaseOwner is the record that a lease of ours belongs to.
+func leaseOwner(id string) string {
+	for _, suffix := range []string{variantsLease(""), viewLease("")} {
+		id = strings.TrimSuffix(id, suffix)
+	}
+	return id
 }
 
 // withLease gives ctx a temporary lease unless it has one. done ends it.

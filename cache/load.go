@@ -58,10 +58,7 @@ func (m *Manager) sweepLeases(ctx context.Context, items map[string]*metadata.St
 		return fmt.Errorf("list leases: %w", err)
 	}
 	for _, l := range all {
-		id := l.ID
-		for _, suffix := range []string{variantsLease(""), viewLease("")} {
-			id = strings.TrimSuffix(id, suffix)
-		}
+		id := leaseOwner(l.ID)
 		ours := l.Labels[labelFlat] != "" || id != l.ID
 		if !ours || !isRecordID(id) || items[id] != nil {
 			continue

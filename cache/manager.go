@@ -49,6 +49,9 @@ type Options struct {
 	// Lazy is the ability to mount layers before they are fetched. Optional: without
 	// it all layers are extracted.
 	Lazy remotesnapshot.Lazy
+	// NotLazy says, where Lazy is nil though somebody wants it, why that is: builds and
+	// disk usage reports show it for each layer. Optional.
+	NotLazy error
 	// Adopt puts a file with the whole, verified bytes of a blob into the content
 	// store, under the lease of ctx, without copying it where that is possible.
 	// Optional: without it, as where the snapshotter is another process's, blobs are
@@ -76,6 +79,7 @@ type Manager struct {
 		sync.Mutex
 		records map[string]*record
 		doomed  []doomed // records that could not be erased
+		stale   []string // leases that could not be ended
 		reasons map[digest.Digest]string
 	}
 }

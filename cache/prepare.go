@@ -131,6 +131,7 @@ func (p *preparation) missing(ctx context.Context) (list []*record, err error) {
 func (p *preparation) resolve(ctx context.Context, layers []*record) {
 	p.sources = make(map[*record]remotesnapshot.Source)
 	if p.m.lazy == nil {
+		p.explain(ctx, layers)
 		return
 	}
 	var mu sync.Mutex
@@ -158,6 +159,22 @@ func (p *preparation) resolve(ctx context.Context, layers []*record) {
 		})
 	}
 	wg.Wait()
+}
+
+// explain shows why layers of a source that might be lazy are not, where nothing is.
+func (p *preparation) explain(ctx context.Context, layers []*record) {
+	why := p.m.opts.NotLazy
+	if why == nil {
+		return
+	}
+	pg := p.ref.startProgress(ctx, layers)
+	defer pg.stop()
+	for _, r := range layers {
+		if handlerOf(r, p.ref.handlers) != nil {
+			p.m.noteReason(r, why)
+			pg.resolved(r, why)
+		}
+	}
 }
 
 // errNotBound says that a layer's files may be other ones than its name promises.

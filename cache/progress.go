@@ -21,7 +21,7 @@ func (m *Manager) noteReason(r *record, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	blob := keyBlob.get(r.meta)
-	if err == nil || m.lazy == nil {
+	if err == nil || m.lazy == nil && m.opts.NotLazy == nil {
 		delete(m.mu.reasons, blob)
 		return
 	}

@@ -72,7 +72,7 @@ func (m *Manager) lookup(id string) *record {
 
 // lazyNote says how lazy a layer is, for people.
 func (m *Manager) lazyNote(ctx context.Context, r *record) string {
-	if m.lazy == nil || !r.isLayer() || keyBlob.get(r.meta) == "" {
+	if !r.isLayer() || keyBlob.get(r.meta) == "" {
 		return ""
 	}
 	blob := keyBlob.get(r.meta)
@@ -81,6 +81,9 @@ func (m *Manager) lazyNote(ctx context.Context, r *record) string {
 	m.mu.Unlock()
 	if reason != "" {
 		return "not lazy: " + reason
+	}
+	if m.lazy == nil {
+		return ""
 	}
 	if list, err := m.sourcesOf(ctx, r); err != nil || len(list) == 0 {
 		return ""
@@ -162,6 +165,7 @@ func (m *Manager) Prune(ctx context.Context, ch chan client.UsageInfo, policies 
 		return err
 	}
 	m.eraseDoomed(ctx)
+	m.endStale(ctx)
 	for _, info := range policies {
 		if err := m.prune(ctx, ch, info); err != nil {
 			m.prunes.unlock()

@@ -11,6 +11,8 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/lazykit/lazykit/estargz/inflate"
 )
 
 // Decode decompresses member m from its compressed bytes (the whole range of
@@ -26,9 +28,9 @@ import (
 // A chunk without a digest (legacy stargz) is emitted as it is: the blob's own
 // digest has vouched for it.
 //
-// Decode needs memory for one chunk and the decompressor's window (32 KiB for
-// gzip; a zstd frame says, at most 128 MiB), reuses both, and may run in any
-// number of goroutines.
+// Decode needs memory for one chunk and the decompressor's window (for gzip the
+// member up to its last chunk, 8 MiB at most; a zstd frame says, at most 128 MiB),
+// reuses both, and may run in any number of goroutines.
 func (t *TOC) Decode(m uint32, compressed []byte, first, last uint32,
 	place func(chunk uint32, size int64) []byte, emit func(chunk uint32, data []byte) bool) error {
 	r, mFirst, mLast, err := t.member(m)
@@ -80,11 +82,20 @@ type chosen struct {
 // decoder is what Decode reuses. The last chunk's bytes are kept, for the chunk after
 // it may be the same one in another file.
 type decoder struct {
+	whole  inflate.Decoder
 	src    bytes.Reader
 	gz     *gzip.Reader
 	zst    *zstd.Decoder
 	stream io.Reader
-	pos    int64  // decompressed bytes read
+	pos    int64 // decompressed bytes read
+
+	// A gzip member of no great size is decompressed at once: into the place of its
+	// only chunk, or to member, which has all up to an error.
+	gzipped []byte // compressed; nil: read stream
+	member  []byte
+	err     error
+
+	all    []byte // memory of member
 	buf    []byte // for chunks that have no other place
 	chunk  []byte // the last one
 	chosen []chosen
@@ -93,6 +104,7 @@ type decoder struct {
 var decoders = sync.Pool{New: func() any { return new(decoder) }}
 
 const (
+	maxWhole   = 8 << 20 // decompressed bytes of a member: more of them are read as a stream
 	keptBuffer = 8 << 20 // larger ones are left to the garbage collector
 	keptWindow = 8 << 20 // so are decoders of frames with a larger window
 	maxWindow  = 128 << 20
@@ -102,7 +114,10 @@ const (
 // release gives the decoder back, without the bytes it was given.
 func (d *decoder) release() {
 	d.src.Reset(nil)
-	d.stream, d.chunk = nil, nil
+	d.stream, d.chunk, d.gzipped, d.member, d.err = nil, nil, nil, nil, nil
+	if cap(d.all) > keptBuffer {
+		d.all = nil
+	}
 	if cap(d.buf) > keptBuffer {
 		d.buf = nil
 	}
@@ -153,11 +168,29 @@ func (d *decoder) reset(f Format, compressed []byte) (err error) {
 		d.stream, err = d.zstd(compressed)
 		return err
 	}
+	if end := d.end(); end <= maxWhole {
+		d.gzipped = compressed
+		if only := d.chosen[0]; len(d.chosen) > 1 || only.inner > 0 {
+			d.all = slices.Grow(d.all[:0], int(end))[:end]
+			var n int
+			n, d.err = d.whole.Gzip(d.all, compressed)
+			d.member = d.all[:n]
+		}
+		return nil
+	}
 	if d.gz == nil {
 		d.gz = new(gzip.Reader)
 	}
 	d.stream = d.gz
 	return d.gz.Reset(&d.src)
+}
+
+// end is where the last of the chosen chunks ends.
+func (d *decoder) end() (end int64) {
+	for _, c := range d.chosen {
+		end = max(end, c.inner+c.size)
+	}
+	return end
 }
 
 // zstd returns a reader of the frames in compressed, which d.src reads.
@@ -224,17 +257,37 @@ func (d *decoder) read(c chosen, dst []byte) error {
 	if c.inner < d.pos {
 		return errors.New("overlaps the chunk before")
 	}
-	if _, err := io.CopyN(io.Discard, d.stream, c.inner-d.pos); err != nil {
-		return err
-	}
-	if dst == nil {
+	if dst == nil && d.member == nil {
 		d.buf = slices.Grow(d.buf[:0], int(c.size))[:c.size]
 		dst = d.buf
 	}
-	if _, err := io.ReadFull(d.stream, dst); err != nil {
+	data, err := d.take(c, dst)
+	if err != nil {
 		d.chunk = nil
 		return err
 	}
-	d.chunk, d.pos = dst, c.inner+c.size
+	d.chunk, d.pos = data, c.inner+c.size
 	return nil
+}
+
+// take decompresses a chunk that comes next. It returns dst, unless that is nil.
+func (d *decoder) take(c chosen, dst []byte) ([]byte, error) {
+	switch end := c.inner + c.size; {
+	case d.gzipped == nil:
+		if _, err := io.CopyN(io.Discard, d.stream, c.inner-d.pos); err != nil {
+			return nil, err
+		}
+		_, err := io.ReadFull(d.stream, dst)
+		return dst, err
+	case len(d.chosen) == 1 && c.inner == 0:
+		_, err := d.whole.Gzip(dst, d.gzipped)
+		return dst, err
+	case end > int64(len(d.member)):
+		return nil, d.err
+	case dst == nil:
+		return d.member[c.inner:end], nil
+	default:
+		copy(dst, d.member[c.inner:end])
+		return dst, nil
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -19,8 +20,10 @@ const Root uint32 = 0
 // gives errors that wrap ErrCorrupt. The mapping ends with Close, which must not
 // run while another method does: owners count their readers.
 //
-// A file that is truncated while it is mapped turns reads into SIGBUS: it
-// must only ever be replaced by rename, as Compile does.
+// What is mapped is a copy without a name, where the file system has such files and
+// room for it: whoever cuts or overwrites the file that Open was given changes
+// nothing. Without it reads of a file that was cut are SIGBUS, and its bytes are
+// trusted as they were when it was opened.
 type TOC struct {
 	header
 	data   []byte // the mapping; nil for a TOC of plain bytes
@@ -30,8 +33,8 @@ type TOC struct {
 }
 
 // Open maps a file that Compile wrote and checks its size and checksum (reading
-// it once: about a millisecond for a layer of 35,000 entries). Errors wrap
-// ErrCorrupt where the file's bytes are at fault, which is to be rebuilt then.
+// it once, and copying it: some milliseconds for a layer of 35,000 entries). Errors
+// wrap ErrCorrupt where the file's bytes are at fault, which is to be rebuilt then.
 func Open(path string) (*TOC, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -52,7 +55,12 @@ func Open(path string) (*TOC, error) {
 	if _, err := decodeHeader(head, uint64(fi.Size())); err != nil {
 		return nil, fmt.Errorf("open TOC %s: %w", path, err)
 	}
-	data, err := unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	mapped := f
+	if own, err := nameless(f, fi.Size()); err == nil {
+		defer own.Close()
+		mapped = own
+	}
+	data, err := unix.Mmap(int(mapped.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("open TOC %s: mmap: %w", path, err)
 	}
@@ -63,6 +71,29 @@ func Open(path string) (*TOC, error) {
 	}
 	t.data = data
 	return t, nil
+}
+
+// nameless returns a copy of f's size bytes in a file beside it that has no name.
+// File systems that can share blocks do so.
+func nameless(f *os.File, size int64) (*os.File, error) {
+	fd, err := unix.Open(filepath.Dir(f.Name()), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	own := os.NewFile(uintptr(fd), f.Name())
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		own.Close()
+		return nil, err
+	}
+	n, err := io.Copy(own, io.LimitReader(f, size)) // by copy_file_range
+	if err == nil && n != size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		own.Close()
+		return nil, err
+	}
+	return own, nil
 }
 
 // openBytes checks a file's bytes, which must not change as long as the TOC is

@@ -280,3 +280,36 @@ func TestParentChangesItself(t *testing.T) {
 		}
 	}
 }
+
+// TestOpenOutlivesItsFile: what happens to the file after Open changes nothing.
+func TestOpenOutlivesItsFile(t *testing.T) {
+	good := sampleFile(t)
+	for name, spoil := range map[string]func(path string) error{
+		"cut":         func(path string) error { return os.Truncate(path, 0) },
+		"overwritten": func(path string) error { return os.WriteFile(path, make([]byte, len(good)), 0o600) },
+	} {
+		path := filepath.Join(t.TempDir(), "toc")
+		if err := os.WriteFile(path, good, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		toc, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := spoil(path); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(toc.data, good) {
+			t.Errorf("%s: the open TOC has changed", name)
+		}
+		if err := checkAll(toc); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := toc.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := Open(path); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: opened again: %v", name, err)
+		}
+	}
+}

@@ -93,6 +93,15 @@ func (n *newDir) publish(id string) error {
 	return err
 }
 
+// sync forces the names of the directories to disk.
+func (d *dirs) sync() error {
+	f, err := os.Open(d.path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
 // release ends the use of the temporary name, and removes what still lies there.
 func (n *newDir) release() error {
 	err := os.RemoveAll(filepath.Join(n.dirs.path, n.name))

@@ -102,4 +102,5 @@ type LayerInfo struct {
 	Prefetched int64     // bytes fetched that nobody waited for
 	LastRead   time.Time // zero: never
 	LastError  string    // of a read, or else of the last Resolve; "" when it went well
+	LastFailed time.Time // when a read failed last; zero: none did
 }

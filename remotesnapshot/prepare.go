@@ -128,6 +128,11 @@ func (s *Snapshotter) withNewDir(ctx context.Context, withWork bool, owner owner
 			return err
 		}
 		published = true
+		if withWork {
+			// The database is synced by the commit, which says nothing of this name. Start
+			// makes the empty directories of remote snapshots anew.
+			return s.dirs.sync()
+		}
 		return nil
 	})
 	if rerr := dir.release(); rerr != nil {

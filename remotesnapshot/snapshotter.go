@@ -58,10 +58,16 @@ var (
 // NeedsUserXattr reports whether overlays below root have to be mounted with
 // userxattr, and so whether opaque directories are to say user.overlay.opaque.
 func NeedsUserXattr(root string) (bool, error) {
-	if err := os.MkdirAll(root, 0o700); err != nil {
+	// In a directory of its own, which a process that is killed meanwhile leaves.
+	dir := filepath.Join(root, "userxattr-check")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, err
 	}
-	return overlayutils.NeedsUserXAttr(root)
+	if err := detachMounts(dir); err != nil {
+		return false, err
+	}
+	needs, err := overlayutils.NeedsUserXAttr(dir)
+	return needs, errors.Join(err, os.RemoveAll(dir))
 }
 
 // New opens, or makes, the snapshotter at root, an absolute path. It detaches
@@ -239,6 +245,11 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 
 func (s *Snapshotter) measure(ctx context.Context, id string) (snapshots.Usage, error) {
 	du, err := fs.DiskUsage(ctx, s.dirs.upper(id))
+	if errors.Is(err, os.ErrNotExist) {
+		// An older version's state after a power cut: a report must not fail for it, or
+		// nothing could be pruned any more.
+		return snapshots.Usage{}, nil
+	}
 	if err != nil {
 		return snapshots.Usage{}, fmt.Errorf("measure snapshot %s: %w", id, err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/errdefs"
 	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/resolver"
 )
@@ -54,7 +55,7 @@ func (r *Registry) Hosts(ctx context.Context, ref string) ([]docker.RegistryHost
 
 // HostsOf is Hosts with one session only, held or not, or with none for "": a
 // request through them proves what this session, or anybody, may read. A session
-// that is gone is an error.
+// that is gone is an error of class failed precondition.
 func (r *Registry) HostsOf(ctx context.Context, ref, id string) ([]docker.RegistryHost, error) {
 	spec, err := reference.Parse(ref)
 	if err != nil {
@@ -64,7 +65,7 @@ func (r *Registry) HostsOf(ctx context.Context, ref, id string) ([]docker.Regist
 		return r.hostsOf(spec, nil)
 	}
 	if r.caller(id) == nil {
-		return nil, fmt.Errorf("hosts of %s: session %s: %w", ref, id, bksession.ErrNoActiveSessions)
+		return nil, fmt.Errorf("hosts of %s: session %s: %w: %w", ref, id, bksession.ErrNoActiveSessions, errdefs.ErrFailedPrecondition)
 	}
 	return r.hostsOf(spec, []string{id})
 }

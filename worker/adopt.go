@@ -30,8 +30,12 @@ type adopter struct {
 	blobs string // the local store's directory of blobs
 }
 
-// adopt is cache.Options.Adopt.
+// adopt is cache.Options.Adopt. The bytes are on the disk before the store knows of
+// them, as with the local store's own writers: nobody verifies them again.
 func (a adopter) adopt(ctx context.Context, desc ocispecs.Descriptor, path string) (rerr error) {
+	if err := syncFile(path); err != nil {
+		return fmt.Errorf("store layer %s: %w", desc.Digest, err)
+	}
 	if err := a.link(path, desc.Digest); err != nil {
 		// Nothing is lost: the writer is filled from the file below.
 		bklog.G(ctx).WithError(err).Warn("a layer is copied into the content store")
@@ -64,6 +68,14 @@ func (a adopter) link(path string, dgst digest.Digest) error {
 		return fmt.Errorf("link layer %s into the content store: %w", dgst, err)
 	}
 	return nil
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // fill completes a writer that does not have all of the file's bytes yet, and

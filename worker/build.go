@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	bkcache "github.com/moby/buildkit/cache"
 	imageexporter "github.com/moby/buildkit/exporter/containerimage"
 	"github.com/moby/buildkit/snapshot/imagerefchecker"
@@ -25,13 +26,16 @@ import (
 
 // newCache opens the cache manager. Temporary leases of an earlier process end.
 func newCache(ctx context.Context, opt base.WorkerOpt, s storage) (*cache.Manager, error) {
-	stale, err := opt.LeaseManager.List(ctx, `labels."buildkit/lease.temporary"`)
-	if err != nil {
-		return nil, fmt.Errorf("list temporary leases: %w", err)
-	}
-	for _, l := range stale {
-		if err := opt.LeaseManager.Delete(ctx, l); err != nil {
-			bklog.G(ctx).WithError(err).Warnf("temporary lease %s stays until it expires", l.ID)
+	// The build history has a namespace of its own in the same stores.
+	for _, lm := range []leases.Manager{opt.LeaseManager, opt.LeaseManager.WithNamespace(namespace + "_history")} {
+		stale, err := lm.List(ctx, `labels."buildkit/lease.temporary"`)
+		if err != nil {
+			return nil, fmt.Errorf("list temporary leases: %w", err)
+		}
+		for _, l := range stale {
+			if err := lm.Delete(ctx, l); err != nil {
+				bklog.G(ctx).WithError(err).Warnf("temporary lease %s stays until it expires", l.ID)
+			}
 		}
 	}
 	o := cache.Options{
@@ -45,6 +49,7 @@ func newCache(ctx context.Context, opt base.WorkerOpt, s storage) (*cache.Manage
 		Root:           opt.Root,
 		MountRoot:      opt.MountPoolRoot,
 		Lazy:           s.lazy,
+		NotLazy:        s.notLazy,
 		Shared: imagerefchecker.New(imagerefchecker.Opt{
 			ImageStore:   opt.ImageStore,
 			ContentStore: opt.ContentStore,

@@ -26,6 +26,9 @@ const (
 type Choice struct {
 	Name   string
 	Reason string
+	// NotLazy is the innermost reason why nothing is lazy, where only the machine keeps
+	// it from that; nil otherwise.
+	NotLazy error
 }
 
 // Choose says which snapshotter "auto" stands for on the daemon's root: the
@@ -34,11 +37,13 @@ type Choice struct {
 // directory of its own, so a change of mind would hide the user's cache and leave
 // its disk space to nobody.
 func Choose(root string) Choice {
-	return choose(root, probes{
-		overlay:     overlayutils.Supported,
-		fuseOverlay: fuseoverlayfs.Supported,
-		fuse:        fuseWorks,
-	})
+	return choose(root, realProbes)
+}
+
+var realProbes = probes{
+	overlay:     func(root string) error { return probing(root, overlayutils.Supported) },
+	fuseOverlay: func(root string) error { return probing(root, fuseoverlayfs.Supported) },
+	fuse:        func(root string) error { return probing(root, fuseWorks) },
 }
 
 // probes say, each by an error, why something does not work in a directory.
@@ -48,29 +53,55 @@ type probes struct {
 
 func choose(root string, p probes) Choice {
 	if err := p.overlay(root); err != nil {
-		if err2 := p.fuseOverlay(root); err2 != nil {
-			return Choice{Native, fmt.Sprintf("overlayfs does not work on %s (%v), nor does fuse-overlayfs (%v)", root, err, err2)}
-		}
-		return Choice{FUSEOverlay, fmt.Sprintf("overlayfs does not work on %s: %v", root, err)}
+		return withoutOverlay(root, p, err)
 	}
 	ours, err := hasRecords(root, Stargz)
 	if err != nil {
-		return Choice{Stargz, fmt.Sprintf("%s has a cache (which can't be read: %v)", StateDir(root, Stargz), err)}
+		return Choice{Name: Stargz, Reason: fmt.Sprintf("%s has a cache (which can't be read: %v)", StateDir(root, Stargz), err)}
 	}
 	if !ours {
 		theirs, err := hasRecords(root, Overlay)
 		if err != nil {
-			return Choice{Overlay, fmt.Sprintf("%s has a cache (which can't be read: %v)", StateDir(root, Overlay), err)}
+			return Choice{Name: Overlay, Reason: fmt.Sprintf("%s has a cache (which can't be read: %v)", StateDir(root, Overlay), err)}
 		}
 		if theirs {
-			return Choice{Overlay, fmt.Sprintf("%s has a cache and %s has none; ask for stargz by name to start anew",
+			return Choice{Name: Overlay, Reason: fmt.Sprintf("%s has a cache and %s has none; ask for stargz by name to start anew",
 				StateDir(root, Overlay), StateDir(root, Stargz))}
 		}
 	}
 	if err := p.fuse(root); err != nil {
-		return Choice{Overlay, fmt.Sprintf("FUSE does not work, so nothing can be mounted lazily: %v", err)}
+		return withoutFUSE(err)
 	}
-	return Choice{Stargz, "overlayfs and FUSE work"}
+	return Choice{Name: Stargz, Reason: "overlayfs and FUSE work"}
+}
+
+// Demand says which snapshotter stands in for stargz, which was asked for by name, on
+// a machine where it does not work. Layers are pulled whole then.
+func Demand(root string) Choice {
+	return demand(root, realProbes)
+}
+
+func demand(root string, p probes) Choice {
+	if err := p.overlay(root); err != nil {
+		return withoutOverlay(root, p, err)
+	}
+	if err := p.fuse(root); err != nil {
+		return withoutFUSE(err)
+	}
+	return Choice{Name: Stargz, Reason: "it was asked for"}
+}
+
+func withoutFUSE(err error) Choice {
+	return Choice{Overlay, fmt.Sprintf("FUSE does not work, so nothing can be mounted lazily: %v", err),
+		fmt.Errorf("FUSE does not work here: %v", err)}
+}
+
+func withoutOverlay(root string, p probes, err error) Choice {
+	why := fmt.Errorf("overlayfs does not work here: %v", err)
+	if err2 := p.fuseOverlay(root); err2 != nil {
+		return Choice{Native, fmt.Sprintf("overlayfs does not work on %s (%v), nor does fuse-overlayfs (%v)", root, err, err2), why}
+	}
+	return Choice{FUSEOverlay, fmt.Sprintf("overlayfs does not work on %s: %v", root, err), why}
 }
 
 // StateDir is the directory under the daemon's root that belongs to the worker

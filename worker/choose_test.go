@@ -48,6 +48,37 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+// TestDemand: a snapshotter that was asked for by name is replaced by one that works,
+// whatever caches there are.
+func TestDemand(t *testing.T) {
+	works := func(string) error { return nil }
+	fails := func(string) error { return errors.New("it is broken") }
+	for _, c := range []struct {
+		name   string
+		probes probes
+		want   string
+		why    string
+	}{
+		{"all works", probes{works, works, works}, Stargz, ""},
+		{"no FUSE", probes{works, works, fails}, Overlay, "FUSE does not work here: it is broken"},
+		{"no overlayfs", probes{fails, works, works}, FUSEOverlay, "overlayfs does not work here: it is broken"},
+		{"nothing", probes{fails, fails, fails}, Native, "overlayfs does not work here: it is broken"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			openRecords(t, root, Overlay, 1)
+			got := demand(root, c.probes)
+			require.Equal(t, c.want, got.Name)
+			if c.why == "" {
+				require.NoError(t, got.NotLazy)
+				return
+			}
+			require.EqualError(t, got.NotLazy, c.why)
+			require.Contains(t, got.Reason, "it is broken")
+		})
+	}
+}
+
 func TestChooseDamagedCache(t *testing.T) {
 	root := t.TempDir()
 	require.NoError(t, os.MkdirAll(StateDir(root, Overlay), 0o700))

@@ -32,7 +32,9 @@ func (w *Worker) Close() error {
 		// Overlay mounts of steps go first: they hold the FUSE mounts below them.
 		errs = append(errs, sweepMounts(w.dir))
 		errs = append(errs, w.parts.closeStorage())
-		w.err = errors.Join(errs...)
+		if w.err = errors.Join(errs...); w.err == nil {
+			w.err = end(w.dir)
+		}
 	})
 	return w.err
 }

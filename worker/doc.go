@@ -16,6 +16,7 @@
 //	executor/            bundles, root mounts and resolv.conf of running steps
 //	cachemounts/         mounts that are shared by steps
 //	net/                 network namespaces
+//	inuse                there while a process uses the directory, and after a crash
 //	lazy/                (stargz) sparse blobs and parsed TOCs of lazy layers
 //
 // lazy/ is beside content/ because a blob that became whole enters the content
@@ -31,8 +32,10 @@
 //
 // Around BuildKit's parts there are: results that load with what a build knows of
 // lazy blobs (Worker.LoadRef), an observer of registry traffic that tells a stopping
-// daemon which builds hang (traffic), and a collector that frees what no snapshot
-// needs (collector).
+// daemon which builds hang (traffic), a collector that frees what no snapshot needs
+// (collector), patience with registries that can't give a manifest at present
+// (Patient), and the cause of I/O errors that steps and copies meet (followed,
+// explainedOp).
 //
 // # End
 //

@@ -50,6 +50,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		TTL:       ttl,
 		// What is kept is the cache manager's to say: a prune means it.
 		KeepBytes: -1,
+		MaxBytes:  opts.Lazy.MaxBytes,
 		Debug:     opts.Lazy.Debug,
 
 		ProfileDir: opts.Lazy.ProfileDir,
@@ -84,6 +85,9 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		closeFS()
 		return storage{}, err
 	}
+	// What an earlier process fetched for a snapshot that it did not get to make is
+	// wanted by the build that is tried again, or by nobody.
+	rest.schedule()
 	return storage{
 		name:        opts.Snapshotter,
 		snapshotter: sn,

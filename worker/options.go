@@ -24,6 +24,9 @@ type Options struct {
 	// ProxyAddress is the path of a socket where a snapshotter is served. When
 	// set, it is used whatever Snapshotter says, which is then only a name.
 	ProxyAddress string
+	// NotLazy is why another snapshotter than stargz was chosen, for reports; nil: it is
+	// the one that was asked for.
+	NotLazy error
 	// Lazy configures the stargz snapshotter. Others ignore it.
 	Lazy LazyOptions
 
@@ -83,10 +86,16 @@ type LazyOptions struct {
 	RequestSize int64
 	// TTL is how long a layer stays resolved after its last use.
 	TTL time.Duration
-	// FetchTimeout ends a read for which no byte has arrived for so long.
+	// FetchTimeout ends a read for which no byte has arrived for so long; 0: 5 minutes.
 	FetchTimeout time.Duration
+	// ResolveTimeout is for how long a manifest, or an image's config, is asked for
+	// again; 0: 1 minute, below 0: once.
+	ResolveTimeout time.Duration
 	// MinWait and MaxWait bound the pause before a request is made again.
 	MinWait, MaxWait time.Duration
+	// MaxBytes is how much disk space the bytes of lazy layers may have before those
+	// that no mount needs are evicted; 0: no limit.
+	MaxBytes int64
 	// ProfileDir keeps what steps have read of layers; empty: below Options.Root.
 	ProfileDir string
 	// NoProfiles turns that off.

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
@@ -12,14 +13,17 @@ import (
 )
 
 // followed is an executor that tells a lazy file system which steps run on which
-// layers, so that it fetches what they have read before.
+// layers, so that it fetches what they have read before, and that fails the steps
+// that could not read all they wanted.
 type followed struct {
 	executor.Executor
 	fs *lazyfs.FS
 }
 
 func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mounts []executor.Mount, p executor.ProcessInfo, started chan<- struct{}) (_ resourcestypes.Recorder, err error) {
-	step := e.fs.BeginStep(profile.StepDigest(p.Meta.Args, p.Meta.Cwd))
+	running, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
+	step := e.fs.BeginStep(profile.StepDigest(p.Meta.Args, p.Meta.Cwd), func() { kill(errBroken) })
 	defer func() { step.End(err == nil) }()
 	rootfs.Src = followedMountable{rootfs.Src, step}
 	all := make([]executor.Mount, len(mounts))
@@ -29,7 +33,39 @@ func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mou
 		}
 		all[i] = m
 	}
-	return e.Executor.Run(ctx, id, rootfs, all, p, started)
+	rec, err := e.Executor.Run(running, id, rootfs, all, p, started)
+	if rerr := step.ReadError(); rerr != nil && ctx.Err() == nil {
+		if running.Err() != nil {
+			err = nil // how it ended was our doing
+		}
+		err = &readError{err, rerr}
+	}
+	return rec, err
+}
+
+// errBroken is why a step is killed that can't read its base.
+var errBroken = errors.New("a read failed")
+
+// readError is the end of a step whose process was given an I/O error in place of bytes
+// of its base. What it made of that must not count as its result, even if it ended well.
+type readError struct {
+	step  error // of the step without that; nil if its process ended well
+	cause error
+}
+
+func (e *readError) Error() string {
+	if e.step == nil {
+		return e.cause.Error()
+	}
+	return e.step.Error() + ": " + e.cause.Error()
+}
+
+// Unwrap returns the step's own error, which BuildKit looks for an exit code in.
+func (e *readError) Unwrap() error {
+	if e.step == nil {
+		return e.cause
+	}
+	return e.step
 }
 
 // followedMountable is one mount of a step.

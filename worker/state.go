@@ -1,16 +1,23 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
+	cerrdefs "github.com/containerd/errdefs"
 	bkmetadata "github.com/moby/buildkit/cache/metadata"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -23,6 +30,7 @@ const (
 	executorDir    = "executor"
 	cacheMountsDir = "cachemounts"
 	lazyDir        = "lazy"
+	inUseFile      = "inuse"
 )
 
 // namespace is the containerd namespace of all that BuildKit keeps.
@@ -64,6 +72,78 @@ func openDatabases(ctx context.Context, dir, name string, sn snapshots.Snapshott
 		return nil, fmt.Errorf("open the cache's records: %w", err)
 	}
 	return &databases{records: records, containerd: mdb, bolt: b}, nil
+}
+
+// begin notes that the directory is in use, and says whether the process that used it
+// before came to end.
+func begin(dir string) (clean bool, err error) {
+	f, err := os.OpenFile(filepath.Join(dir, inUseFile), os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("worker directory: %w", err)
+	}
+	return true, f.Close()
+}
+
+// end notes that nothing is left undone in the directory.
+func end(dir string) error {
+	if err := os.Remove(filepath.Join(dir, inUseFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("worker directory: %w", err)
+	}
+	return nil
+}
+
+// probeName is of what tidy makes for a moment.
+const probeName = "lazykit-tidy"
+
+// tidy removes blobs and snapshots that lie in the stores and that the database does
+// not know: what a process before had made and not noted when it was killed. The
+// database's own collector looks for such things only in stores from which it has
+// removed something since it was opened.
+func (d *databases) tidy(ctx context.Context, dir, snapshotter string) error {
+	if err := removeHalfIngests(filepath.Join(dir, contentDir, "ingest")); err != nil {
+		return err
+	}
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	body := []byte(probeName)
+	desc := ocispecs.Descriptor{Digest: digest.FromBytes(body), Size: int64(len(body))}
+	blobs := d.containerd.ContentStore()
+	if err := content.WriteBlob(ctx, blobs, probeName, bytes.NewReader(body), desc); err != nil {
+		return err
+	}
+	if err := blobs.Delete(ctx, desc.Digest); err != nil && !cerrdefs.IsNotFound(err) {
+		return err
+	}
+	sn := d.containerd.Snapshotter(snapshotter)
+	if _, err := sn.Prepare(ctx, probeName, ""); err != nil && !cerrdefs.IsAlreadyExists(err) {
+		return err
+	}
+	if err := sn.Remove(ctx, probeName); err != nil && !cerrdefs.IsNotFound(err) {
+		return err
+	}
+	_, err := d.containerd.GarbageCollect(ctx)
+	return err
+}
+
+// removeHalfIngests removes what a power cut leaves of writes that had ended: the local
+// content store overlooks a write without its data.
+func removeHalfIngests(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if _, err := os.Lstat(filepath.Join(path, "data")); !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close closes the records too; a worker that closes them itself calls

@@ -19,6 +19,7 @@ import (
 	"github.com/moby/buildkit/executor"
 	imageexporter "github.com/moby/buildkit/exporter/containerimage"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/moby/buildkit/util/winlayers"
 	bkworker "github.com/moby/buildkit/worker"
@@ -61,6 +62,8 @@ type storage struct {
 	resolve func(snapshots.Snapshotter) snapshots.Snapshotter
 	// lazy mounts layers before they are fetched; may be nil.
 	lazy remotesnapshot.Lazy
+	// notLazy is why lazy is nil, if that is not what the options ask for.
+	notLazy error
 	// follow lets lazy know which steps run; may be nil.
 	follow func(executor.Executor) executor.Executor
 	// blobs is where the content store keeps blobs, if lazy can make them local.
@@ -83,7 +86,11 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 	}
 	// A daemon that was killed left its steps' root file systems mounted; they
 	// would hold on to the snapshots below.
-	if err := sweepMounts(dir); err != nil {
+	if err := sweepSteps(dir); err != nil {
+		return nil, err
+	}
+	clean, err := begin(dir)
+	if err != nil {
 		return nil, err
 	}
 	p := &parts{}
@@ -92,7 +99,6 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 			rerr = errors.Join(rerr, p.abandon())
 		}
 	}()
-	var err error
 	if p.exec, err = newExecution(dir, opts); err != nil {
 		return nil, err
 	}
@@ -110,6 +116,11 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 	cm, err := newCache(ctx, wopt, p.storage)
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
+	}
+	if !clean && opts.ProxyAddress == "" { // another process may not answer yet
+		if err := p.dbs.tidy(ctx, dir, p.storage.name); err != nil {
+			bklog.G(ctx).WithError(err).Warn("can't look for blobs and snapshots that an earlier process left")
+		}
 	}
 	images, err := newImageWriter(wopt)
 	if err != nil {
@@ -138,7 +149,7 @@ func openStorage(ctx context.Context, dir string, opts Options) (storage, error)
 	if err != nil {
 		return storage{}, err
 	}
-	s := storage{name: opts.Snapshotter, snapshotter: sn, close: sn.Close}
+	s := storage{name: opts.Snapshotter, snapshotter: sn, close: sn.Close, notLazy: opts.NotLazy}
 	if opts.ProxyAddress != "" && opts.Snapshotter == Stargz {
 		s.lazy = foreign{}
 	}

@@ -24,6 +24,7 @@ import (
 	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/db"
 	"github.com/moby/buildkit/util/db/boltutil"
 	"github.com/moby/buildkit/util/resolver"
@@ -68,7 +69,12 @@ func newBackend(ctx context.Context, s *settings, meter metric.MeterProvider) (_
 	if err != nil {
 		return nil, err
 	}
-	p := parts{sessions: sessions, hosts: resolver.NewRegistryConfig(s.Registries)}
+	lazy, _, err := parseStargz(s.Workers.OCI.StargzSnapshotterConfig) // the worker warns
+	if err != nil {
+		return nil, err
+	}
+	hosts := worker.Patient(resolver.NewRegistryConfig(s.Registries), lazy.ResolveTimeout)
+	p := parts{sessions: sessions, hosts: hosts}
 	traces, err := p.startTraces(ctx, s.OTEL.SocketPath)
 	if err != nil {
 		return nil, err
@@ -87,6 +93,11 @@ func newBackend(ctx context.Context, s *settings, meter metric.MeterProvider) (_
 	}
 	if err := p.openStores(s.Root, &undo); err != nil {
 		return nil, err
+	}
+	// Before the controller, which makes such leases.
+	lm := w.LeaseManager()
+	if err := endHistoryLeases(ctx, p.history, lm.WithNamespace(lm.Namespace()+historySuffix)); err != nil {
+		bklog.G(ctx).WithError(err).Warn("what the history kept of a killed build stays")
 	}
 	opt, err := p.controllerOpt(ctx, s, meter)
 	if err != nil {

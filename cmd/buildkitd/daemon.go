@@ -131,18 +131,39 @@ func lockRoot(cfg *config.Config) (unlock func(), err error) {
 		return nil, fmt.Errorf("failed to create %s: %w", root, err)
 	}
 	path := filepath.Join(root, "buildkitd.lock")
-	lock := flock.New(path)
-	locked, err := lock.TryLock()
+	for range lockTries {
+		lock := flock.New(path)
+		locked, err := lock.TryLock()
+		if err != nil {
+			return nil, fmt.Errorf("could not lock %s: %w", path, err)
+		}
+		if !locked {
+			lock.Close()
+			break
+		}
+		if isFileAt(lock, path) {
+			return func() {
+				// In this order: who opened the file before finds it locked, or gone.
+				os.RemoveAll(path)
+				lock.Unlock()
+			}, nil
+		}
+		lock.Close() // a daemon that ended at this moment has removed it: the next may be another's
+	}
+	return nil, fmt.Errorf("could not lock %s, another instance running?", path)
+}
+
+// lockTries is how often a lock file may vanish while it is locked.
+const lockTries = 10
+
+// isFileAt says whether the locked file is the one that others will find at path.
+func isFileAt(lock *flock.Flock, path string) bool {
+	mine, err := lock.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("could not lock %s: %w", path, err)
+		return false
 	}
-	if !locked {
-		return nil, fmt.Errorf("could not lock %s, another instance running?", path)
-	}
-	return func() {
-		lock.Unlock()
-		os.RemoveAll(path)
-	}, nil
+	now, err := os.Stat(path)
+	return err == nil && os.SameFile(mine, now)
 }
 
 // logErrors logs calls that fail, but not those that only carry traces: they

@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 	"github.com/tonistiigi/fsutil"
@@ -219,4 +221,30 @@ func (p *process) build(t *testing.T, src, out string) (cached string) {
 	}, status)
 	require.NoError(t, err)
 	return <-names
+}
+
+// A lock file that another daemon removes while this one takes it keeps nobody out.
+func TestLockOfAFileThatIsGone(t *testing.T) {
+	cfg := &config.Config{Root: t.TempDir()}
+	unlock, err := lockRoot(cfg)
+	require.NoError(t, err)
+	path := filepath.Join(cfg.Root, "buildkitd.lock")
+	_, err = lockRoot(cfg)
+	require.ErrorContains(t, err, "another instance running?")
+
+	unlock()
+	require.NoFileExists(t, path)
+
+	// One that has opened the file locks it after the first one has removed it.
+	late := flock.New(path)
+	locked, err := late.TryLock()
+	require.NoError(t, err)
+	require.True(t, locked)
+	require.True(t, isFileAt(late, path))
+	require.NoError(t, os.Remove(path))
+	require.False(t, isFileAt(late, path), "what it has locked keeps nobody out")
+	unlock, err = lockRoot(cfg)
+	require.NoError(t, err)
+	unlock()
+	require.NoError(t, late.Close())
 }

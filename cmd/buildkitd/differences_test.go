@@ -64,6 +64,8 @@ var differences = []difference{
 	{"SIGTERM", behaviour},
 	{"second SIGTERM", behaviour},
 	{"cached steps on lazy bases", behaviour},
+	{"manifests and configs of images", behaviour},
+	{"bytes of a base that can't be had", behaviour},
 	{"buildctl prune, garbage collection", behaviour},
 	{"buildctl du -v", behaviour},
 	{"zstd:chunked", behaviour},

@@ -23,6 +23,8 @@ type stargzConfig struct {
 	// stargz-snapshotter has no such keys, see ownStargz.
 	ProfileDir string `toml:"profile_dir"`
 	NoProfiles bool   `toml:"no_profiles"`
+	Resolve    int64  `toml:"resolve_timeout_sec"`
+	MaxBytes   int64  `toml:"max_lazy_bytes"`
 
 	Blob struct {
 		FetchTimeout int64 `toml:"fetching_timeout_sec"`
@@ -72,7 +74,7 @@ var inertStargz = map[string]string{
 }
 
 // ownStargz are the keys that only we have. Stock ignores them.
-var ownStargz = []string{"profile_dir", "no_profiles"}
+var ownStargz = []string{"profile_dir", "no_profiles", "resolve_timeout_sec", "max_lazy_bytes"}
 
 // parseStargz reads the table. The warnings name keys without effect; a key that
 // is unknown to stargz-snapshotter is an error.
@@ -106,10 +108,12 @@ func (c stargzConfig) options() worker.LazyOptions {
 		RequestSize:     c.Blob.RequestSize,
 		TTL:             time.Duration(c.TTL) * time.Second,
 		FetchTimeout:    time.Duration(c.Blob.FetchTimeout) * time.Second,
+		ResolveTimeout:  time.Duration(c.Resolve) * time.Second,
 		MinWait:         time.Duration(c.Blob.MinWait) * time.Millisecond,
 		MaxWait:         time.Duration(c.Blob.MaxWait) * time.Millisecond,
 		ProfileDir:      c.ProfileDir,
 		NoProfiles:      c.NoProfiles,
+		MaxBytes:        c.MaxBytes,
 		Debug:           c.Debug,
 	}
 }

@@ -93,6 +93,7 @@ resolve_result_entry_ttl_sec = 7
 debug = true
 profile_dir = "/srv/profiles"
 no_profiles = true
+resolve_timeout_sec = 9
 [blob]
 fetching_timeout_sec = 30
 prefetch_chunk_size = 5000
@@ -100,7 +101,7 @@ min_wait_msec = 20
 max_wait_msec = 4000
 `,
 			want: worker.LazyOptions{PrefetchSize: 1000, BackgroundFetch: true, TTL: 7 * time.Second, Debug: true,
-				ProfileDir: "/srv/profiles", NoProfiles: true,
+				ProfileDir: "/srv/profiles", NoProfiles: true, ResolveTimeout: 9 * time.Second,
 				FetchTimeout: 30 * time.Second, RequestSize: 5000, MinWait: 20 * time.Millisecond, MaxWait: 4 * time.Second},
 		},
 		{name: "background fetch is asked for by its absence only", file: "no_background_fetch = true"},

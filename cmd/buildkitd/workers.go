@@ -94,7 +94,12 @@ func workerOptions(cfg *config.Config) (worker.Options, error) {
 	if opts.Snapshotter == worker.Auto && opts.ProxyAddress == "" {
 		choice := worker.Choose(cfg.Root)
 		bklog.L.Infof("auto snapshotter: using %s: %s", choice.Name, choice.Reason)
-		opts.Snapshotter = choice.Name
+		opts.Snapshotter, opts.NotLazy = choice.Name, choice.NotLazy
+	} else if opts.Snapshotter == worker.Stargz && opts.ProxyAddress == "" {
+		if choice := worker.Demand(cfg.Root); choice.Name != worker.Stargz {
+			bklog.L.Warnf("the stargz snapshotter does not work on this machine: using %s, layers are pulled whole: %s", choice.Name, choice.Reason)
+			opts.Snapshotter, opts.NotLazy = choice.Name, choice.NotLazy
+		}
 	}
 	if opts.Snapshotter == worker.Stargz && opts.ProxyAddress == "" {
 		lazy, warnings, err := parseStargz(c.StargzSnapshotterConfig)

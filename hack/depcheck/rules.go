@@ -41,7 +41,8 @@ var Ours = Rules{
 	Module: Module,
 	Arrows: []Arrow{
 		// level 0
-		{From: "estargz"},
+		{From: "estargz", To: []string{"estargz/inflate"}},
+		{From: "estargz/inflate"},
 		{From: "session"},
 		{From: "remotesnapshot"},
 		{From: "remotesnapshot/blob"},

@@ -31,6 +31,7 @@ type DaemonOptions struct {
 	Debug       bool     // Vitals and Profile are to be asked for
 	Env         []string // more environment, KEY=VALUE
 	Log         string   // file for its output, appended to; "" is buildkitd.log beside the state
+	LeaveMounts bool     // when it does not start, leave what is mounted in Root to the next one
 }
 
 // Daemon is a buildkitd process that listens on a unix socket of its own. Kill,
@@ -75,6 +76,9 @@ func StartDaemon(ctx context.Context, opts DaemonOptions) (_ *Daemon, err error)
 	if err := d.waitReady(ctx); err != nil {
 		err = fmt.Errorf("start buildkitd: %w\n%s", err, d.LogTail(30))
 		d.Kill()
+		if opts.LeaveMounts && !d.ownsRoot {
+			return nil, errors.Join(err, os.RemoveAll(d.dir))
+		}
 		return nil, errors.Join(err, d.Remove())
 	}
 	return d, nil
@@ -204,6 +208,16 @@ func (d *Daemon) abortMounts() {
 		if strings.HasPrefix(m.FSType, "fuse") {
 			unix.Unmount(m.Mountpoint, unix.MNT_FORCE) // ends the connection, also where the mount is busy
 		}
+	}
+}
+
+// Ended waits until the daemon has ended by itself, or for timeout, and says whether it has.
+func (d *Daemon) Ended(timeout time.Duration) bool {
+	select {
+	case <-d.exited:
+		return true
+	case <-time.After(timeout):
+		return false
 	}
 }
 

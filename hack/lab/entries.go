@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/containerd/stargz-snapshotter/estargz"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -55,7 +54,7 @@ func makeEntries(dir string, seed, n int) (*Image, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o755); err != nil {
 		return nil, fmt.Errorf("make the blobs' directory: %w", err)
 	}
-	layer, diffID, err := entriesLayer(dir, seed, n)
+	layer, diffID, err := packStream(dir, 0, func(w io.Writer) error { return writeEntries(w, seed, n) })
 	if err != nil {
 		return nil, err
 	}
@@ -67,39 +66,6 @@ func makeEntries(dir string, seed, n int) (*Image, error) {
 		RootFS:   ocispecs.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
 		History:  []ocispecs.History{{Created: &created, CreatedBy: "hack/lab"}},
 	})
-}
-
-// entriesLayer writes a layer's blob. The tar goes to the packer as it is made.
-func entriesLayer(dir string, seed, n int) (desc ocispecs.Descriptor, diffID digest.Digest, err error) {
-	out, err := os.CreateTemp(dir, "blob")
-	if err != nil {
-		return desc, "", fmt.Errorf("create blob: %w", err)
-	}
-	defer os.Remove(out.Name())
-	defer out.Close()
-	counted := &countingDigest{d: digest.Canonical.Digester(), w: out}
-	r, w := io.Pipe()
-	defer r.Close()
-	go func() { w.CloseWithError(writeEntries(w, seed, n)) }()
-	packer := estargz.NewWriterLevel(counted, 1)
-	if err := packer.AppendTar(r); err != nil {
-		return desc, "", fmt.Errorf("pack layer: %w", err)
-	}
-	toc, err := packer.Close()
-	if err != nil {
-		return desc, "", fmt.Errorf("pack layer: %w", err)
-	}
-	if err := out.Close(); err != nil {
-		return desc, "", fmt.Errorf("write blob: %w", err)
-	}
-	desc = ocispecs.Descriptor{
-		MediaType: ocispecs.MediaTypeImageLayerGzip, Digest: counted.d.Digest(), Size: counted.n,
-		Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: toc.String()},
-	}
-	if err := os.Rename(out.Name(), blobPath(dir, desc.Digest)); err != nil {
-		return desc, "", fmt.Errorf("write blob: %w", err)
-	}
-	return desc, digest.Digest(packer.DiffID()), nil
 }
 
 // writeEntries writes a tar of n entries: directories of some hundred files each,

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync/atomic"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 )
@@ -75,6 +77,7 @@ func (e *entry) readAt(ctx context.Context, p Priority, dst []byte, off int64) (
 	if want.hi < off {
 		want.hi = unknownEnd
 	}
+	e.lastRead.Store(time.Now().UnixNano())
 	err := e.get(ctx, p, want)
 	if errors.Is(err, errDisk) {
 		return e.readPast(ctx, p, dst, off)
@@ -83,23 +86,41 @@ func (e *entry) readAt(ctx context.Context, p Priority, dst []byte, off int64) (
 		return 0, err
 	}
 	n, err := e.pread(dst, off)
-	if errors.Is(err, io.ErrUnexpectedEOF) { // the file lost bytes under us: fetch them once more
-		e.dropAny(want)
-		if err := e.get(ctx, p, want); err != nil {
+	for lost := 0; ; {
+		switch {
+		case errors.Is(err, io.ErrUnexpectedEOF) && lost < 3: // the file lost bytes under us
+			lost++
+			e.dropAny(want)
+		case errors.Is(err, errAbsent) || errors.Is(err, os.ErrClosed): // evicted, or dropped, meanwhile
+		default:
+			return n, err
+		}
+		err = e.get(ctx, p, want)
+		if errors.Is(err, errDisk) {
+			return e.readPast(ctx, p, dst, off)
+		}
+		if err != nil {
 			return 0, err
 		}
 		n, err = e.pread(dst, off)
 	}
-	return n, err
 }
 
-// pread reads bytes that are present.
+// errAbsent says that bytes are not there any more.
+var errAbsent = errors.New("not present")
+
+// pread reads bytes that are present. The file that has them is asked, whatever takes
+// its place meanwhile.
 func (e *entry) pread(dst []byte, off int64) (int, error) {
 	e.mu.Lock()
 	file, size := e.mu.file, e.mu.size
+	here := e.mu.present.contains(span{off, min(off+int64(len(dst)), size)})
 	e.mu.Unlock()
 	if off >= size {
 		return 0, io.EOF
+	}
+	if !here {
+		return 0, fmt.Errorf("read blob %s at %d from the store: %w", e.dgst, off, errAbsent)
 	}
 	want := dst[:min(int64(len(dst)), size-off)]
 	n, err := file.ReadAt(want, off)

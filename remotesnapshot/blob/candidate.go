@@ -44,8 +44,8 @@ func (c *candidate) url(dgst string) string {
 }
 
 // candidates returns whom to ask, in order: the newest origin first, its hosts as
-// configured; behind them the hosts that failed lately, that ignore ranges, or
-// that do not have this blob.
+// configured; behind them the hosts that failed lately, that ignore ranges, that
+// do not have this blob, or that sent wrong bytes of it.
 func (e *entry) candidates(ctx context.Context) ([]*candidate, error) {
 	e.mu.Lock()
 	origins := slices.Clone(e.mu.origins)
@@ -104,6 +104,7 @@ func (e *entry) rank(cands []*candidate) {
 		if e.mu.misses[c.key()] {
 			score[c] += 4
 		}
+		score[c] += 8 * e.mu.lies[c.key()]
 	}
 	e.mu.Unlock()
 	for _, c := range cands {

@@ -22,9 +22,9 @@ type completion struct {
 
 // Complete fetches what is missing, in large parallel ranges, and verifies the
 // whole blob against its digest; the blob is local from then on. When the digest
-// does not match, everything is dropped and fetched once more; a second mismatch
-// is an error of class data loss. Callers share one run, which ends early when
-// the last of them leaves.
+// does not match, everything is dropped and fetched once more, from other hosts than
+// before if there are some; a mismatch of what each of them sent is an error of
+// class data loss. Callers share one run, which ends early when the last of them leaves.
 func (b *Blob) Complete(ctx context.Context, p Priority) error {
 	if b.released.Load() {
 		return ErrClosed
@@ -96,6 +96,9 @@ func (e *entry) raiseAll(p Priority) {
 	}
 }
 
+// maxLiars bounds from how many hosts a whole blob is fetched that never matches.
+const maxLiars = 3
+
 // errDropped says that somebody dropped bytes while they were verified.
 var errDropped = errors.New("bytes were dropped meanwhile")
 
@@ -115,7 +118,7 @@ func (e *entry) completeRun(ctx context.Context, p Priority) error {
 		if err := e.startOver(); err != nil {
 			return fmt.Errorf("complete blob %s: %w", e.dgst, err)
 		}
-		if try > 0 {
+		if try > 0 && try >= min(e.liars(), maxLiars) {
 			return fmt.Errorf("complete blob %s: contents do not match the digest: %w", e.dgst, errdefs.ErrDataLoss)
 		}
 	}
@@ -215,6 +218,7 @@ func (e *entry) startOver() error {
 	e.store.stats.dropped.Add(e.mu.present.total)
 	e.mu.retired = append(e.mu.retired, e.mu.file) // reads may still use it
 	e.mu.file, e.mu.present, e.mu.local, e.mu.dirty = file, ranges{}, false, true
+	e.mu.givers.blame(span{0, unknownEnd}, &e.mu.lies)
 	e.replanLocked()
 	return nil
 }

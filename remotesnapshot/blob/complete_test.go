@@ -285,4 +285,5 @@ func TestFetchErrorNamesAll(t *testing.T) {
 	for _, part := range []string{r.dgst.String(), "bytes=1000-1099", r.reg.Host(), "503", "a fault"} {
 		require.True(t, strings.Contains(err.Error(), part), "%q lacks %q", err, part)
 	}
+	require.NotContains(t, err.Error(), " 1 attempts", "all are counted")
 }

@@ -3,6 +3,7 @@ package blob
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -38,12 +39,19 @@ func (e *entry) load() error {
 		}
 		h = hint{}
 	}
+	if !h.verified {
+		var uerr error
+		if file, h, uerr = e.unshare(file, h); uerr != nil {
+			return errors.Join(uerr, file.Close())
+		}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.mu.file = file
 	e.mu.present = h.present
-	e.mu.size, e.mu.sizeKnown = h.size, err == nil
+	e.mu.size, e.mu.sizeKnown = h.size, err == nil || h.verified
 	e.mu.local = h.verified
+	e.mu.dirty = h.verified && h.modified == 0
 	return nil
 }
 
@@ -57,8 +65,8 @@ func (e *entry) recall(file *os.File) (hint, error) {
 	if err != nil {
 		return hint{}, err
 	}
-	if h.verified && fi.Size() == h.size {
-		return h, nil // its bytes were synced before this was written
+	if h.verified && fi.Size() == h.size && fi.ModTime().UnixNano() == h.modified {
+		return h, nil // its bytes were synced before this was written, and not touched since
 	}
 	h.verified = false
 	onDisk, err := extents(file)
@@ -67,6 +75,35 @@ func (e *entry) recall(file *os.File) (hint, error) {
 	}
 	h.present = h.present.intersect(onDisk)
 	return h, nil
+}
+
+// unshare makes sure that a file which is to be written has no name in another
+// store, whose readers trust it: the process may have ended after it was linked there
+// and before it was known as verified, or somebody has written to it since. One that
+// has the right digest is as good as new, and otherwise a new one takes its name.
+func (e *entry) unshare(file *os.File, h hint) (*os.File, hint, error) {
+	fi, err := file.Stat()
+	if err != nil || !linked(fi) {
+		return file, h, err
+	}
+	v := e.dgst.Verifier()
+	n, err := io.Copy(v, io.NewSectionReader(file, 0, fi.Size()))
+	if err != nil {
+		return file, h, err
+	}
+	if v.Verified() {
+		whole := hint{size: n, verified: true}
+		whole.present.add(span{0, n})
+		return file, whole, nil
+	}
+	if err := os.Remove(e.path); err != nil {
+		return file, h, err
+	}
+	fresh, err := os.OpenFile(e.path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return file, h, err
+	}
+	return fresh, hint{size: h.size}, file.Close()
 }
 
 // flush writes the hint when it has changed. A whole and verified blob's bytes are
@@ -87,7 +124,7 @@ func (e *entry) flush() {
 	}
 	err := error(nil)
 	if h.verified {
-		err = file.Sync()
+		h.modified, err = synced(file)
 	}
 	if err == nil {
 		err = writeHint(e.path+hintSuffix, h, h.verified)
@@ -98,6 +135,18 @@ func (e *entry) flush() {
 		e.mu.dirty = true
 		e.mu.Unlock()
 	}
+}
+
+// synced forces a file to disk and says when it was modified last.
+func synced(file *os.File) (modified int64, err error) {
+	if err := file.Sync(); err != nil {
+		return 0, err
+	}
+	fi, err := file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return fi.ModTime().UnixNano(), nil
 }
 
 // shut ends flights and demands, writes the hint and closes the file.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -24,6 +25,8 @@ type entry struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // flights and completions
+
+	lastRead atomic.Int64 // unix nanoseconds; 0: not since it was opened
 
 	refs   int           // guarded by Store.mu
 	closed chan struct{} // closed when the entry has left the store
@@ -47,6 +50,8 @@ type entry struct {
 		host      *host             // asked last
 		targets   map[string]string // candidate -> where its redirect led
 		misses    map[string]bool   // candidates that do not have the blob
+		givers    givers            // which candidates the present bytes are from
+		lies      map[string]int    // candidates -> how often bytes of theirs have proved wrong
 		writing   int               // writes to the file under way
 		written   chan struct{}     // closed when writing drops to 0; nil: nobody waits
 		shared    bool              // some bytes may have been written twice
@@ -157,6 +162,7 @@ func (e *entry) idle(d *demand) (time.Duration, error) {
 		for _, h := range f.tries.hosts {
 			tries.add(h, f.tries.errs[h])
 		}
+		tries.n += f.tries.n - len(f.tries.hosts)
 	}
 	return time.Since(last), tries.err(e.dgst.String(), request{d.span, d.suffix}.header())
 }
@@ -282,12 +288,13 @@ func (e *entry) sizeNow() (int64, bool) {
 	return e.mu.size, e.mu.sizeKnown
 }
 
-// drop makes a range absent. Its disk space is kept: the next fetch needs it.
+// drop makes a range absent, and lets others than who gave it be asked first. Its disk space is kept: the next fetch needs it.
 func (e *entry) drop(s span) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	before := e.mu.present.total
 	e.mu.present.remove(s)
+	e.mu.givers.blame(s, &e.mu.lies)
 	if n := before - e.mu.present.total; n > 0 {
 		e.store.stats.dropped.Add(n)
 		e.mu.dirty = true

@@ -3,7 +3,6 @@ package blob_test
 import (
 	"context"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -35,12 +34,7 @@ func TestFetchAllAsksAsItIsTold(t *testing.T) {
 				fmt.Sprintf("bytes=%d-%d", 5*mib, 7*mib-1), fmt.Sprintf("bytes=%d-%d", 1*mib, 1*mib+999),
 				fmt.Sprintf("bytes=%d-%d", 1*mib+1000, 1*mib+1999), fmt.Sprintf("bytes=%d-%d", 1*mib+2010, 1*mib+2016),
 			}
-			asked := r.asked()
-			require.ElementsMatch(t, want, asked)
-			if connections == 1 { // any of them may find the connection free
-				rest := slices.DeleteFunc(slices.Clone(want), func(s string) bool { return s == asked[0] })
-				require.Equal(t, rest, asked[1:], "those that wait are served in their order")
-			}
+			require.ElementsMatch(t, want, r.asked())
 			for _, g := range ranges {
 				require.True(t, b.Present(g.Off, g.Size))
 			}

@@ -29,10 +29,14 @@ type flight struct {
 	bodyAt   time.Time // when the running request's body began, and where
 	bodyPos  int64
 	tries    attempts
+	patience int // attempts that timed out before a header came; for the flight's own goroutine
 
 	mem  []byte // not nil: the bytes go there, past the disk
 	base int64  // offset of mem in the blob
 }
+
+// maxPatience is how often the time that a flight waits for a header doubles.
+const maxPatience = 3
 
 func (f *flight) span() span { return span{f.pos, f.end} }
 
@@ -45,7 +49,7 @@ func (f *flight) raise(p Priority) {
 	}
 	f.prio.Store(int32(p))
 	if f.host != nil {
-		f.host.slots.kick()
+		f.host.slotsOf(f).kick()
 	}
 }
 

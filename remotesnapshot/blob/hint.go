@@ -14,14 +14,17 @@ import (
 // The hint file of a blob, all numbers unsigned:
 //
 //	8 bytes  magic "LKRANGE1" (the last byte is the version)
-//	varint   flags: bit 0: the blob was verified whole
+//	varint   flags: bit 0: the blob was verified whole; bit 1: of such a one follows
+//	         when its file was modified last, which makes later writes known
 //	varint   size of the blob
+//	varint   with bit 1: modification time of the file, Unix nanoseconds
 //	varint   number of spans
 //	each     varint distance from the end of the span before, varint length
 //	4 bytes  CRC-32C of all of the above, big endian
 const (
 	hintMagic    = "LKRANGE1"
 	hintVerified = 1 << 0
+	hintModified = 1 << 1
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -33,6 +36,7 @@ var errHint = errors.New("damaged list of ranges")
 type hint struct {
 	size     int64
 	verified bool
+	modified int64 // of the file, when verified; 0: not known
 	present  ranges
 }
 
@@ -43,8 +47,14 @@ func (h hint) marshal() []byte {
 	if h.verified {
 		flags |= hintVerified
 	}
+	if h.verified && h.modified > 0 {
+		flags |= hintModified
+	}
 	b = binary.AppendUvarint(b, flags)
 	b = binary.AppendUvarint(b, uint64(h.size))
+	if flags&hintModified != 0 {
+		b = binary.AppendUvarint(b, uint64(h.modified))
+	}
 	b = binary.AppendUvarint(b, uint64(len(h.present.spans)))
 	end := int64(0)
 	for _, s := range h.present.spans {
@@ -66,11 +76,17 @@ func parseHint(b []byte) (hint, error) {
 		return hint{}, fmt.Errorf("%w: checksum differs", errHint)
 	}
 	d := hintDecoder{b: body[len(hintMagic):]}
-	flags, size, n := d.next(), d.next(), d.next()
-	if d.bad || flags > hintVerified || n > int64(len(d.b)) {
+	flags, size := d.next(), d.next()
+	modified := int64(0)
+	if flags&hintModified != 0 {
+		modified = d.next()
+		d.bad = d.bad || modified == 0
+	}
+	n := d.next()
+	if d.bad || flags > hintVerified|hintModified || flags == hintModified || n > int64(len(d.b)) {
 		return hint{}, fmt.Errorf("%w: header", errHint)
 	}
-	h := hint{size: size, verified: flags&hintVerified != 0}
+	h := hint{size: size, verified: flags&hintVerified != 0, modified: modified}
 	end := int64(0)
 	for i := range n {
 		gap, length := d.next(), d.next()

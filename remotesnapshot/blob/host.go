@@ -38,6 +38,7 @@ func (m *memory) holds() bool { return time.Now().UnixNano() < m.until.Load() }
 type host struct {
 	name     string
 	slots    *slots
+	planned  *slots // for FetchAll
 	noSuffix memory // refuses suffix ranges
 	noRange  memory // ignores ranges
 	lastByte atomic.Int64
@@ -52,7 +53,20 @@ type host struct {
 }
 
 func newHost(name string, connections int) *host {
-	return &host{name: name, slots: newSlots(connections)}
+	return &host{name: name, slots: newSlots(connections), planned: newSlots(plannedTimes * connections)}
+}
+
+// plannedTimes is how many times as many connections FetchAll may use for itself as
+// all others. It is for a few dozen requests that together bring what a step will
+// read: sent at once, they cost one round trip. Others do not wait for them.
+const plannedTimes = 3
+
+// slotsOf are those that a flight needs one of.
+func (h *host) slotsOf(f *flight) *slots {
+	if f.apart {
+		return h.planned
+	}
+	return h.slots
 }
 
 // touch notes that a byte arrived.

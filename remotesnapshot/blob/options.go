@@ -44,7 +44,7 @@ func (p Priority) String() string {
 // Options of a Store. Zero values are the documented defaults.
 type Options struct {
 	Root        string // holds the sparse files and their hints; required
-	Connections int    // parallel requests to one host; 0: 10
+	Connections int    // parallel requests to one host, three times as many for FetchAll; 0: 10
 
 	// RequestSize is the largest range of one request in bytes; larger missing
 	// ranges are fetched by several requests in parallel. 0: 8 MiB. On a slow
@@ -52,15 +52,16 @@ type Options struct {
 	RequestSize int64
 
 	// HeaderTimeout bounds the wait for a response's header, StallTimeout the
-	// wait for the next byte of its body, AuthTimeout one round of authorization
+	// wait for the next KiB of its body, AuthTimeout one round of authorization
 	// (it may ask the user's credential helper). Afterwards the attempt has
-	// failed and the next host is asked. 0: 10 s, 10 s and 30 s; the first two are
-	// at most a third of GiveUp.
+	// failed and the next host is asked. HeaderTimeout doubles with every attempt at
+	// a range that ran into it, three times at most: a server may be slow to begin.
+	// 0: 10 s, 10 s and 30 s; the first two are at most a third of GiveUp.
 	HeaderTimeout time.Duration
 	StallTimeout  time.Duration
 	AuthTimeout   time.Duration
 
-	// GiveUp ends a fetch for which no byte arrived for so long. 0: 60 s.
+	// GiveUp ends a fetch for which no byte arrived for so long. 0: DefaultGiveUp.
 	GiveUp time.Duration
 
 	// BackoffMin and BackoffMax bound the pause between two rounds over all
@@ -83,6 +84,9 @@ type Options struct {
 	OnError func(error)
 }
 
+// DefaultGiveUp is more than the outages last that a build should survive.
+const DefaultGiveUp = 5 * time.Minute
+
 func (o Options) withDefaults() Options {
 	def := func(d *time.Duration, v time.Duration) {
 		if *d <= 0 {
@@ -98,7 +102,7 @@ func (o Options) withDefaults() Options {
 	def(&o.HeaderTimeout, 10*time.Second)
 	def(&o.StallTimeout, 10*time.Second)
 	def(&o.AuthTimeout, 30*time.Second)
-	def(&o.GiveUp, 60*time.Second)
+	def(&o.GiveUp, DefaultGiveUp)
 	// Who waits must see another attempt before giving up.
 	o.HeaderTimeout = min(o.HeaderTimeout, o.GiveUp/3)
 	o.StallTimeout = min(o.StallTimeout, o.GiveUp/3)

@@ -74,7 +74,7 @@ func (e *entry) sendRegistry(ctx context.Context, dog *watchdog, c *candidate, m
 				return nil, newAuthError(causeOf(ctx, err))
 			}
 		}
-		dog.watch("response header", e.store.opts.HeaderTimeout)
+		dog.watch(stepHeader, e.store.opts.HeaderTimeout)
 		resp, err := c.client.Do(req)
 		if err != nil {
 			return nil, causeOf(ctx, err)
@@ -161,7 +161,7 @@ func (e *entry) get1(ctx context.Context, dog *watchdog, c *candidate, target, r
 			}
 		}
 	}
-	dog.watch("response header", e.store.opts.HeaderTimeout)
+	dog.watch(stepHeader, e.store.opts.HeaderTimeout)
 	resp, err := c.client.Do(req)
 	if err != nil {
 		return nil, causeOf(ctx, stripURL(err))

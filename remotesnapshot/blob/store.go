@@ -56,11 +56,21 @@ func NewStore(opts Options) (*Store, error) {
 	return s, nil
 }
 
-// sweep removes what a crash left of half-written hints.
+// sweep removes files that are neither a blob nor the list of ranges of one: what a
+// crash left half written, and lists whose blob is gone.
 func (s *Store) sweep() {
-	left, _ := filepath.Glob(filepath.Join(s.opts.Root, "*", "*"+hintSuffix+".tmp*"))
-	for _, p := range left {
-		os.Remove(p)
+	files, _ := filepath.Glob(filepath.Join(s.opts.Root, "*", "*"))
+	for _, p := range files {
+		name, hint := strings.CutSuffix(filepath.Base(p), hintSuffix)
+		d := digest.Digest(filepath.Base(filepath.Dir(p)) + ":" + name)
+		if d.Validate() == nil {
+			if _, err := os.Lstat(s.pathOf(d)); !hint || err == nil {
+				continue
+			}
+		}
+		if err := os.RemoveAll(p); err != nil {
+			s.opts.OnError(fmt.Errorf("blob store: remove what nothing explains: %w", err))
+		}
 	}
 }
 

@@ -17,10 +17,11 @@ func (f *flight) try(ctx context.Context, c *candidate) error {
 	f.e.mu.Lock()
 	f.host = c.host
 	f.e.mu.Unlock()
-	if err := c.host.slots.acquire(ctx, &f.prio, f.turn); err != nil {
+	slots := c.host.slotsOf(f)
+	if err := slots.acquire(ctx, &f.prio, f.turn); err != nil {
 		return err
 	}
-	defer c.host.slots.release()
+	defer slots.release()
 	for {
 		err := f.exchange(ctx, c)
 		switch {
@@ -47,6 +48,10 @@ func (f *flight) blame(c *candidate, err error) {
 		f.e.noteCandidate(c, false)
 		return
 	}
+	var slow *timeoutError
+	if errors.As(err, &slow) && slow.step == stepHeader && f.patience < maxPatience {
+		f.patience++
+	}
 	after := time.Duration(0)
 	if se != nil {
 		after = se.retryAfter
@@ -72,7 +77,7 @@ func (f *flight) exchange(ctx context.Context, c *candidate) (err error) {
 	defer f.pause()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	dog := &watchdog{cancel: cancel}
+	dog := &watchdog{cancel: cancel, patience: f.patience, most: f.e.store.opts.GiveUp / 3}
 	defer dog.stop()
 
 	rec := Request{Digest: f.e.dgst, Host: c.Host, Priority: f.priority(), Range: r.header()}
@@ -264,21 +269,28 @@ func (f *flight) becomeStream(length int64) error {
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
 
+// minPace is the least of a body that has to come within Options.StallTimeout: a
+// server that sends a byte now and then keeps nobody waiting.
+const minPace = 1 << 10
+
 // take copies the body into the file until the flight has what it wants.
 func (f *flight) take(ctx context.Context, dog *watchdog, c *candidate, r request, resp *http.Response) (n int64, err error) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	for {
+	for watched := int64(-minPace); ; {
 		left, ended := f.left()
 		if ended || left == 0 {
 			return n, nil
 		}
-		dog.watch("data", f.e.store.opts.StallTimeout)
+		if n-watched >= minPace {
+			dog.watch("data", f.e.store.opts.StallTimeout)
+			watched = n
+		}
 		k, rerr := resp.Body.Read((*buf)[:min(int64(len(*buf)), left)])
 		if k > 0 {
 			n += int64(k)
 			c.host.touch()
-			if err := f.put((*buf)[:k]); err != nil {
+			if err := f.put(c, (*buf)[:k]); err != nil {
 				return n, err
 			}
 		}
@@ -300,7 +312,7 @@ func (f *flight) left() (n int64, ended bool) {
 
 // put writes the next bytes of the body where they are not present yet: bytes
 // that were verified are never overwritten by ones that are not.
-func (f *flight) put(p []byte) error {
+func (f *flight) put(c *candidate, p []byte) error {
 	if f.mem != nil {
 		f.keep(p)
 		return nil
@@ -332,6 +344,7 @@ func (f *flight) put(p []byte) error {
 		return errUnused
 	}
 	for _, m := range missing {
+		e.mu.givers.add(m, c.key())
 		e.arrivedLocked(m, now)
 	}
 	return nil

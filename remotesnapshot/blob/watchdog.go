@@ -6,12 +6,19 @@ import (
 	"time"
 )
 
+// stepHeader is the wait for a response's header.
+const stepHeader = "response header"
+
 // watchdog cancels one attempt when a step of it takes too long.
 type watchdog struct {
 	cancel context.CancelCauseFunc
-	timer  *time.Timer
-	step   string
-	limit  time.Duration
+	// patience doubles the limit of stepHeader so many times, as long as it is below most.
+	patience int
+	most     time.Duration
+
+	timer *time.Timer
+	step  string
+	limit time.Duration
 }
 
 // timeoutError says which step of an attempt took too long.
@@ -26,6 +33,9 @@ func (e *timeoutError) Timeout() bool { return true }
 // watch starts a step of the attempt that cancel ends, and ends the one before.
 // It is used by the goroutine of the attempt only.
 func (w *watchdog) watch(step string, limit time.Duration) {
+	if step == stepHeader {
+		limit = max(limit, min(limit<<w.patience, w.most))
+	}
 	if w.timer != nil && w.step == step {
 		w.timer.Reset(limit)
 		return

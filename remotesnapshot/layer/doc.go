@@ -29,9 +29,9 @@
 // what is present is decompressed into the cache on all processors (unpack.go).
 // A layer of which readers have waited for long is fetched whole.
 //
-// Bytes that fail their digest are forgotten by the blob and fetched once more
-// before that is an error: the record of what is present is a hint, and a power
-// cut may have left garbage in the file.
+// Bytes that fail their digest are forgotten by the blob and fetched again, a few times,
+// before that is an error: the record of what is present is a hint, a power cut may
+// have left garbage in the file, and one host of several may lie.
 //
 // # What is never done
 //

@@ -267,8 +267,12 @@ func (l *Layer) landed(f *flight, chunks map[uint32]*buffer, err error) (first *
 	return first
 }
 
+// wrongTries is how often bytes are fetched that prove wrong each time. They are
+// mostly the fault of one host of several, or of the way from it.
+const wrongTries = 5
+
 // fetchMember makes the member of f present and decompresses it. Bytes that
-// prove wrong are fetched once more.
+// prove wrong are fetched again.
 func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer, error) {
 	m, err := l.toc.Member(f.member)
 	if err != nil {
@@ -281,7 +285,7 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 		return nil, err
 	}
 	chunks, err := l.decodeReserved(ctx, f, m, 0, math.MaxUint32)
-	if errors.Is(err, estargz.ErrCorrupt) {
+	for try := 1; try < wrongTries && errors.Is(err, estargz.ErrCorrupt); try++ {
 		l.blob.Drop(m.Offset, m.Size)
 		if err := l.vouch(ctx); err != nil {
 			return nil, err
@@ -291,6 +295,9 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 		}
 		// Other chunks of the member may be wrong for good; this one need not be.
 		chunks, err = l.decodeReserved(ctx, f, m, f.want, f.want)
+	}
+	if errors.Is(err, estargz.ErrCorrupt) {
+		err = fmt.Errorf("bytes=%d-%d are wrong, fetched %d times: %w", m.Offset, m.Offset+m.Size-1, wrongTries, err)
 	}
 	return chunks, err
 }

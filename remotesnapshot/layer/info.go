@@ -24,10 +24,12 @@ type Info struct {
 	Loads      int64     // members decompressed
 	LastRead   time.Time // zero: never
 	LastError  string    // the last one of a read, "" when none has failed
+	LastFailed time.Time // when that was; zero: never
 }
 
 // Info reports the layer's state. Never blocks. The layer must be held.
 func (l *Layer) Info() Info {
+	lastError, lastFailed := l.stats.failure()
 	return Info{
 		Digest:     l.blob.Digest(),
 		Format:     l.toc.Format(),
@@ -39,7 +41,8 @@ func (l *Layer) Info() Info {
 		Reads:      l.stats.reads.Load(),
 		Loads:      l.stats.loads.Load(),
 		LastRead:   l.stats.last(),
-		LastError:  l.stats.error(),
+		LastError:  lastError,
+		LastFailed: lastFailed,
 	}
 }
 
@@ -48,7 +51,13 @@ type stats struct {
 	reads, loads, prefetched atomic.Int64
 	active                   atomic.Int64 // reads under way
 	lastRead                 atomic.Int64 // Unix nanoseconds
-	lastError                atomic.Pointer[string]
+	lastError                atomic.Pointer[failure]
+}
+
+// failure is a read that failed.
+type failure struct {
+	text string
+	at   time.Time
 }
 
 // begin counts a read; call the result at its end.
@@ -67,15 +76,14 @@ func (s *stats) fail(err error) {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
 		return
 	}
-	text := err.Error()
-	s.lastError.Store(&text)
+	s.lastError.Store(&failure{err.Error(), time.Now()})
 }
 
-func (s *stats) error() string {
+func (s *stats) failure() (text string, at time.Time) {
 	if p := s.lastError.Load(); p != nil {
-		return *p
+		return p.text, p.at
 	}
-	return ""
+	return "", time.Time{}
 }
 
 func (s *stats) last() time.Time {

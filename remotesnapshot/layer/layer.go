@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -39,6 +40,7 @@ type Layer struct {
 	others    atomic.Pointer[func() []*Layer]
 	recorders recorders
 	known     atomic.Int32 // > 0: what will be read is known; misses that may be
+	replaying atomic.Pointer[unpacking]
 	ahead     readAhead
 	stats     stats
 
@@ -110,8 +112,25 @@ func (l *Layer) start(f func()) bool {
 	if l.goroutines.closed {
 		return false
 	}
-	l.goroutines.Go(f)
+	l.goroutines.Go(func() { l.guarded(f) })
 	return true
+}
+
+// guarded runs work that nobody waits for. The TOC is a mapped file: one that the
+// disk does not give back is a fault, which ends this work and not the process.
+func (l *Layer) guarded(f func()) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		v := recover()
+		if fault, ok := v.(interface{ Addr() uintptr }); ok { // runtime.Error of a fault
+			l.stats.fail(fmt.Errorf("layer %s: its table of contents can't be read: %v", l.blob.Digest(), fault))
+			return
+		}
+		if v != nil {
+			panic(v)
+		}
+	}()
+	f()
 }
 
 // Check asks whether the rest of the blob can still be had, with one small

@@ -19,7 +19,9 @@ type Options struct {
 	// all layers together; 0: 16 MiB. Of members that need more, or take long,
 	// there is one at a time, beside the others.
 	DecodeBytes int64
-	// ReadTimeout ends a read that waits for its bytes; 0: 5 minutes, below 0: never.
+	// ReadTimeout ends a read that waits for its bytes, also when some of them
+	// arrive now and then; 0: 15 minutes, below 0: never. It should be more than the
+	// blob's own limit, whose error says more.
 	ReadTimeout time.Duration
 	// PrefetchSize is how much of the beginning of a layer is fetched ahead when
 	// the layer has no landmark that says it; 0: nothing.
@@ -37,7 +39,7 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	setDefault(&o.CacheBytes, 32<<20)
 	setDefault(&o.DecodeBytes, 16<<20)
-	setDefault(&o.ReadTimeout, 5*time.Minute)
+	setDefault(&o.ReadTimeout, 15*time.Minute)
 	setDefault(&o.Window, 8<<20)
 	setDefault(&o.IdleTime, time.Second)
 	return o

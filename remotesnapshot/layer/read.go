@@ -74,6 +74,18 @@ func (l *Layer) readChunk(ctx context.Context, c uint32, chunk *estargz.Chunk, p
 		return nil
 	}
 	l.recorders.note(chunk.Member)
+	if u := l.replaying.Load(); u != nil {
+		u.read(chunk.Member)
+	}
+	err := l.readBytes(ctx, c, chunk, part, skip, ahead)
+	if ctx.Err() == nil { // a caller that left has met no error
+		l.recorders.outcome(chunk.Member, err)
+	}
+	return err
+}
+
+// readBytes is readChunk for chunks that are stored.
+func (l *Layer) readBytes(ctx context.Context, c uint32, chunk *estargz.Chunk, part []byte, skip int64, ahead int) error {
 	if b := l.pool.cache.get(chunkKey{l.id, c}); b != nil {
 		defer b.release()
 		if int64(len(b.data)) != chunk.Size {

@@ -1,7 +1,7 @@
 package layer
 
 import (
-	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +23,15 @@ type Recording struct {
 	ended  bool     // a read that began before Stop may come after it
 	seen   []uint64 // members, a bit each
 	ranges []Range
+	failed failures
+}
+
+// failures are reads that have failed and were not repeated with success.
+type failures struct {
+	some  atomic.Bool // there are some
+	first uint32      // the member that failed first
+	of    map[uint32]error
+	tell  func() // see WhenFailed
 }
 
 // Record begins to note the members that are read. Stop it.
@@ -43,6 +52,56 @@ func (r *Recording) Stop() (ranges []Range, whole bool) {
 	defer r.mu.Unlock()
 	r.ended = true
 	return r.ranges, r.whole
+}
+
+// Failed returns the error of the first read that failed since Record, and how many
+// members could not be read; nil when all was read in the end. A reader that left
+// before its bytes were there has no error.
+func (r *Recording) Failed() (n int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.failed.of), r.failed.of[r.failed.first]
+}
+
+// WhenFailed calls f, once and in a goroutine of a read, when a read has failed while no
+// other recording ran: whoever is recorded was given the error. f must not block.
+func (r *Recording) WhenFailed(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failed.tell = f
+}
+
+// outcome takes the end of a read of a member into account; alone says that no other
+// recording runs.
+func (r *Recording) outcome(member uint32, err error, alone bool) {
+	if err == nil && !r.failed.some.Load() {
+		return
+	}
+	if tell := r.noteOutcome(member, err, alone); tell != nil {
+		tell()
+	}
+}
+
+func (r *Recording) noteOutcome(member uint32, err error, alone bool) (tell func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := &r.failed
+	if err != nil && alone {
+		tell, f.tell = f.tell, nil
+	}
+	switch {
+	case err == nil:
+		delete(f.of, member)
+		for f.first = range f.of { // whichever: there is a first no more
+			break
+		}
+	case len(f.of) == 0:
+		f.of, f.first = map[uint32]error{member: err}, member
+	case len(f.of) < maxRecorded:
+		f.of[member] = err
+	}
+	f.some.Store(len(f.of) > 0)
+	return tell
 }
 
 // note takes a read of a member into account.
@@ -97,47 +156,16 @@ func (r *recorders) note(member uint32) {
 	}
 }
 
-// Has says whether a range of the blob needs no request. Never blocks.
-func (l *Layer) Has(off, size int64) bool { return l.blob.Present(off, size) }
-
-// knownMisses is how often a reader may wait for what no replay brings before names
-// are looked for again: the profile is not right any more.
-const knownMisses = 8
-
-// Replay fetches ranges behind the caller's back, all at once and the first ones
-// first: somebody knows that they will be read. It stops when ctx or the layer
-// ends. What fails is left to the reads that need it. Until ctx ends nothing is
-// fetched because a file names it, unless reads show that something was left out.
-func (l *Layer) Replay(ctx context.Context, ranges []Range) {
-	ranges = slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool {
-		return r.Off < 0 || r.Size <= 0 || r.Off >= l.toc.BlobSize() || l.blob.Present(r.Off, r.Size)
-	})
-	if len(ranges) == 0 {
+// outcome tells all recordings how a read of a member ended.
+func (r *recorders) outcome(member uint32, err error) {
+	if errors.Is(err, ErrClosed) {
 		return
 	}
-	l.known.Store(knownMisses)
-	context.AfterFunc(ctx, func() { l.known.Store(0) })
-	var size int64
-	var done []func()
-	for _, r := range ranges {
-		size += r.Size
-		done = append(done, l.windows.start(span{r.Off, r.Off + r.Size}))
-	}
-	land := func() {
-		for _, d := range done {
-			d()
-		}
-	}
-	started := l.start(func() {
-		defer land()
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		defer context.AfterFunc(l.ctx, cancel)()
-		if l.blob.FetchAll(ctx, Prefetch, ranges) == nil {
-			l.stats.prefetched.Add(size)
-		}
-	})
-	if !started {
-		land()
+	all := r.all()
+	for _, rec := range all {
+		rec.outcome(member, err, len(all) == 1)
 	}
 }
+
+// Has says whether a range of the blob needs no request. Never blocks.
+func (l *Layer) Has(off, size int64) bool { return l.blob.Present(off, size) }

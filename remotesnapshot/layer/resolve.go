@@ -7,8 +7,10 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/lazykit/lazykit/estargz"
 )
@@ -30,6 +32,42 @@ type Finder struct {
 	External func(ctx context.Context) ([]byte, error)
 	// Limits of what a TOC may cost.
 	Limits estargz.Limits
+	// Compiling is what Finders share; nil: no bound.
+	Compiling *Compiling
+}
+
+// Compiling bounds how many TOCs are decompressed, verified and compiled at the same
+// time. That takes a processor, and several times a TOC's size of memory, while
+// fetching them takes neither. Large TOCs have a place of their own, so that nobody
+// waits long for them.
+type Compiling struct{ small, large *semaphore.Weighted }
+
+const (
+	compileAtOnce = 4
+	largeTOC      = 4 << 20 // compressed bytes: a layer of 200,000 files
+)
+
+// NewCompiling makes the bounds of a daemon.
+func NewCompiling() *Compiling {
+	return &Compiling{
+		small: semaphore.NewWeighted(int64(min(runtime.GOMAXPROCS(0), compileAtOnce))),
+		large: semaphore.NewWeighted(1),
+	}
+}
+
+// begin waits for a place for a TOC of size compressed bytes, until end.
+func (c *Compiling) begin(ctx context.Context, size int64) (end func(), err error) {
+	if c == nil {
+		return func() {}, nil
+	}
+	s := c.small
+	if size > largeTOC {
+		s = c.large
+	}
+	if err := s.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return func() { s.Release(1) }, nil
 }
 
 // TOCPath is where the compact TOC of a layer is kept in dir: by the digest that
@@ -80,7 +118,7 @@ func openKept(path string, b Blob) *estargz.TOC {
 // the blob is made local first. The caller closes the TOC; b stays the caller's.
 //
 // The error wraps estargz.ErrNotLazy when the blob has no TOC, and
-// estargz.ErrCorrupt when it has a wrong one, fetched twice: both are final.
+// estargz.ErrCorrupt when it has a wrong one, fetched three times: both are final.
 // Other errors are those of the network and the disk.
 func (f Finder) Resolve(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
 	if toc, err := f.OpenTOC(b, hints); err == nil {
@@ -108,14 +146,22 @@ func (f Finder) resolve(ctx context.Context, b Blob, hints estargz.Hints) (*esta
 // stargz, whose TOC has no digests of chunks.
 var errNeedsWhole = fmt.Errorf("%w that vouches for the files: %w", estargz.ErrNotLazy, errors.New("legacy stargz"))
 
-// byDigest resolves a layer by the TOC digest of its manifest.
+// byDigest resolves a layer by the TOC digest of its manifest. Wrong bytes may be
+// what an earlier run left on the disk, or one host's fault: they are fetched again.
 func (f Finder) byDigest(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
-	v, err := f.verified(ctx, b, hints)
-	if err != nil {
-		return nil, err
-	}
 	path := TOCPath(f.TOCDir, b.Digest(), hints)
-	if err := v.Compile(ctx, path); err != nil {
+	loc, err := f.compile(ctx, b, hints, path)
+	for try := 1; try < wrongTOCs && errors.As(err, new(wrongBytes)); try++ {
+		if size := b.Size(); size > 0 {
+			from := max(0, size-estargz.TailSize)
+			b.Drop(from, size-from)
+			if loc.Offset >= 0 && loc.Offset < from { // hints may point anywhere
+				b.Drop(loc.Offset, min(max(loc.Size, 0), size-loc.Offset))
+			}
+		}
+		loc, err = f.compile(ctx, b, hints, path)
+	}
+	if err != nil {
 		return nil, err
 	}
 	toc, err := estargz.Open(path)
@@ -125,38 +171,51 @@ func (f Finder) byDigest(ctx context.Context, b Blob, hints estargz.Hints) (*est
 	return nil, errors.Join(errNeedsWhole, toc.Close())
 }
 
-// verified reads a TOC that has the manifest's digest. Wrong bytes may be
-// what an earlier run left on the disk: they are fetched once more.
-func (f Finder) verified(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.Verified, error) {
-	v, loc, err := f.try(ctx, b, hints)
-	if err == nil || !errors.Is(err, estargz.ErrCorrupt) && !errors.Is(err, estargz.ErrNotLazy) {
-		return v, err
+// wrongTOCs is how often a TOC is fetched that is wrong each time. Fewer than
+// wrongTries: a layer whose TOC is really wrong is asked for so often, too.
+const wrongTOCs = 3
+
+// wrongBytes is an error that other bytes may cure: none that the digest vouches for
+// have been seen.
+type wrongBytes struct{ error }
+
+func (w wrongBytes) Unwrap() error { return w.error }
+
+func mayBeWrongBytes(err error) error {
+	if errors.Is(err, estargz.ErrCorrupt) || errors.Is(err, estargz.ErrNotLazy) {
+		return wrongBytes{err}
 	}
-	if size := b.Size(); size > 0 {
-		from := max(0, size-estargz.TailSize)
-		b.Drop(from, size-from)
-		if loc.Offset >= 0 && loc.Offset < from { // hints may point anywhere
-			b.Drop(loc.Offset, min(max(loc.Size, 0), size-loc.Offset))
-		}
-	}
-	v, _, err = f.try(ctx, b, hints)
-	return v, err
+	return err
 }
 
-func (f Finder) try(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.Verified, estargz.Location, error) {
+// compile fetches the TOC, which takes the network, and makes a compact one of it,
+// which takes processors and memory. It returns where the TOC lies, as far as it
+// is known.
+func (f Finder) compile(ctx context.Context, b Blob, hints estargz.Hints, path string) (estargz.Location, error) {
 	found, err := f.find(ctx, b, hints)
 	if err != nil {
-		return nil, found.loc, err
+		return found.loc, mayBeWrongBytes(err)
 	}
 	if found.loc.Format == estargz.FormatStargz {
-		return nil, found.loc, errNeedsWhole
+		return found.loc, errNeedsWhole
 	}
+	if found, err = f.fetch(ctx, b, found); err != nil {
+		return found.loc, mayBeWrongBytes(err)
+	}
+	end, err := f.Compiling.begin(ctx, found.loc.Size)
+	if err != nil {
+		return found.loc, err
+	}
+	defer end()
 	u, err := f.read(ctx, b, found)
 	if err != nil {
-		return nil, found.loc, err
+		return found.loc, mayBeWrongBytes(err)
 	}
 	v, err := u.Verify(hints.TOCDigest)
-	return v, found.loc, err
+	if err != nil {
+		return found.loc, mayBeWrongBytes(err)
+	}
+	return found.loc, v.Compile(ctx, path)
 }
 
 // byBlob resolves a layer that only its whole blob vouches for. The TOC is read
@@ -172,6 +231,11 @@ func (f Finder) byBlob(ctx context.Context, b Blob, hints estargz.Hints) (*estar
 	if found.loc.Format == estargz.FormatEStargzExtern {
 		return nil, fmt.Errorf("external TOC without a digest in the manifest: %w", estargz.ErrNotLazy)
 	}
+	end, err := f.Compiling.begin(ctx, found.loc.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	u, err := f.read(ctx, b, found)
 	if err != nil {
 		return nil, err
@@ -183,10 +247,10 @@ func (f Finder) byBlob(ctx context.Context, b Blob, hints estargz.Hints) (*estar
 	return estargz.Open(path)
 }
 
-// found is where a TOC lies, and its bytes if they came with the footer.
+// found is where a TOC lies, and its bytes where they are not the blob's on disk.
 type found struct {
 	loc   estargz.Location
-	bytes []byte // nil: not read yet
+	bytes []byte // nil: read them from the blob
 }
 
 // find learns where the TOC lies: from the hints, which costs nothing, or from
@@ -203,30 +267,42 @@ func (f Finder) find(ctx context.Context, b Blob, hints estargz.Hints) (found, e
 	if err != nil {
 		return found{}, err
 	}
-	toc, _ := loc.Within(tail, size)
-	return found{loc: loc, bytes: toc}, nil
+	at := found{loc: loc}
+	if toc, ok := loc.Within(tail, size); ok && !b.Present(loc.Offset, loc.Size) {
+		at.bytes = toc // the disk took none
+	}
+	return at, nil
 }
 
-// read fetches what is missing of a TOC and reads it.
-func (f Finder) read(ctx context.Context, b Blob, at found) (*estargz.Unverified, error) {
-	compressed, err := at.bytes, error(nil)
+// fetch fetches what is missing of a TOC, and makes the blob's size known. A TOC that
+// waits to be read takes no memory, unless the disk takes no bytes.
+func (f Finder) fetch(ctx context.Context, b Blob, at found) (found, error) {
+	var err error
 	switch {
 	case at.loc.Format == estargz.FormatEStargzExtern:
-		compressed, err = f.external(ctx)
-	case compressed == nil:
-		compressed, err = readRange(ctx, b, at.loc)
+		at.bytes, err = f.external(ctx)
+	case at.bytes == nil:
+		if err = checkRange(b, at.loc); err != nil || b.Fetch(ctx, Blocked, at.loc.Offset, at.loc.Size) == nil {
+			break
+		}
+		at.bytes, err = readRange(ctx, b, at.loc) // says what is wrong, or goes past the disk
 	}
-	if err != nil {
-		return nil, err
-	}
-	size := b.Size()
-	if size == 0 {
+	if err == nil && b.Size() == 0 {
 		// The hints were enough so far, but members need the blob's end.
-		if _, size, err = b.Tail(ctx, estargz.MinTail); err != nil {
+		_, _, err = b.Tail(ctx, estargz.MinTail)
+	}
+	return at, err
+}
+
+// read reads a TOC that was fetched.
+func (f Finder) read(ctx context.Context, b Blob, at found) (*estargz.Unverified, error) {
+	if at.bytes == nil {
+		var err error
+		if at.bytes, err = readRange(ctx, b, at.loc); err != nil {
 			return nil, err
 		}
 	}
-	return estargz.ReadTOC(ctx, at.loc, size, compressed, f.Limits)
+	return estargz.ReadTOC(ctx, at.loc, b.Size(), at.bytes, f.Limits)
 }
 
 func (f Finder) external(ctx context.Context) ([]byte, error) {
@@ -240,16 +316,24 @@ func (f Finder) external(ctx context.Context) ([]byte, error) {
 	return toc, nil
 }
 
-func readRange(ctx context.Context, b Blob, loc estargz.Location) ([]byte, error) {
+// checkRange refuses a TOC that can't be in the blob, or is not worth its memory.
+func checkRange(b Blob, loc estargz.Location) error {
 	if loc.Size > maxTOC {
-		return nil, fmt.Errorf("TOC of %d bytes: %w: %w", loc.Size, estargz.ErrLimit, estargz.ErrCorrupt)
+		return fmt.Errorf("TOC of %d bytes: %w: %w", loc.Size, estargz.ErrLimit, estargz.ErrCorrupt)
 	}
 	size := b.Size()
 	if size == 0 {
 		size = math.MaxInt64 // not known yet
 	}
 	if loc.Size < 0 || loc.Offset < 0 || loc.Offset > size-loc.Size {
-		return nil, fmt.Errorf("TOC of %d bytes at %d is not in a blob of %d bytes: %w", loc.Size, loc.Offset, size, estargz.ErrCorrupt)
+		return fmt.Errorf("TOC of %d bytes at %d is not in a blob of %d bytes: %w", loc.Size, loc.Offset, size, estargz.ErrCorrupt)
+	}
+	return nil
+}
+
+func readRange(ctx context.Context, b Blob, loc estargz.Location) ([]byte, error) {
+	if err := checkRange(b, loc); err != nil {
+		return nil, err
 	}
 	dst := make([]byte, loc.Size)
 	if err := readFull(ctx, b, dst, loc.Offset); err != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
 
 	digest "github.com/opencontainers/go-digest"
@@ -119,15 +121,15 @@ func TestFileOfABlobOfAnotherSizeIsNotUsed(t *testing.T) {
 	require.ErrorIs(t, err, ErrNotResolved)
 }
 
-func TestWrongTOCIsFetchedOnceMore(t *testing.T) {
+func TestWrongTOCIsFetchedAgain(t *testing.T) {
 	b := build(t, estargz.FormatEStargz, someFiles())
 	size := int64(len(b.blob))
 	for name, at := range map[string]int64{"in the TOC": size - 200, "in the footer": size - 20} {
 		t.Run(name, func(t *testing.T) {
 			fake := newFakeBlob(b.blob)
-			fake.damage(at, 1)
+			fake.damage(at, wrongTOCs-1)
 			require.NoError(t, resolve(t, Finder{TOCDir: t.TempDir()}, fake, b.hints))
-			require.Len(t, fake.requests(), 2)
+			require.Len(t, fake.requests(), wrongTOCs)
 
 			fake = newFakeBlob(b.blob)
 			fake.damage(at, 1000)
@@ -135,7 +137,7 @@ func TestWrongTOCIsFetchedOnceMore(t *testing.T) {
 			err := resolve(t, f, fake, b.hints)
 			require.True(t, errors.Is(err, estargz.ErrCorrupt) || errors.Is(err, estargz.ErrNotLazy), err)
 			require.ErrorContains(t, err, fake.Digest().String())
-			require.LessOrEqual(t, len(fake.requests()), 3)
+			require.LessOrEqual(t, len(fake.requests()), 2*wrongTOCs)
 			left, err := os.ReadDir(f.TOCDir)
 			require.NoError(t, err)
 			require.Empty(t, left, "nothing unverified is kept")
@@ -208,4 +210,67 @@ func TestTOCDirIsSwept(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, left, 1)
 	require.Equal(t, "sha256-00.toc", left[0].Name())
+}
+
+// TestCompiling: a place is waited for until the context ends, and large TOCs and
+// small ones never wait for each other.
+func TestCompiling(t *testing.T) {
+	c := NewCompiling()
+	var ends []func()
+	take := func(size int64, n int) {
+		for range n {
+			end, err := c.begin(t.Context(), size)
+			require.NoError(t, err)
+			ends = append(ends, end)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		gone := errors.New("gone")
+		cancel(gone)
+		_, err := c.begin(ctx, size)
+		require.ErrorIs(t, err, gone)
+	}
+	take(largeTOC+1, 1)
+	take(largeTOC, min(runtime.GOMAXPROCS(0), compileAtOnce))
+	for _, end := range ends {
+		end()
+	}
+	take(largeTOC+1, 1)
+}
+
+// waitingBlob is a blob whose TOC does not come.
+type waitingBlob struct {
+	*fakeBlob
+	asked chan struct{}
+}
+
+func (w waitingBlob) Fetch(ctx context.Context, p Priority, off, size int64) error {
+	select {
+	case w.asked <- struct{}{}:
+	case <-ctx.Done():
+	}
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+func (w waitingBlob) ReadAt(ctx context.Context, p Priority, dst []byte, off int64) (int, error) {
+	return 0, w.Fetch(ctx, p, off, int64(len(dst)))
+}
+
+// TestNetworkTakesNoPlace: TOCs that a registry keeps back leave the others theirs.
+func TestNetworkTakesNoPlace(t *testing.T) {
+	b := build(t, estargz.FormatEStargz, manyFiles())
+	c := NewCompiling()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	asked := make(chan struct{})
+	for range compileAtOnce + 1 {
+		wg.Go(func() {
+			f := Finder{TOCDir: t.TempDir(), Compiling: c}
+			_, _ = f.Resolve(ctx, waitingBlob{newFakeBlob(b.blob).known(), asked}, b.hints)
+		})
+		<-asked
+	}
+	require.NoError(t, resolve(t, Finder{TOCDir: t.TempDir(), Compiling: c}, newFakeBlob(b.blob), b.hints))
+	cancel()
+	wg.Wait()
 }

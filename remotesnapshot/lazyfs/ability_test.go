@@ -210,10 +210,17 @@ func TestBusyRegistryIsAskedAgainForRights(t *testing.T) {
 	reg := blobtest.New(t)
 	w := start(t, Options{}, reg)
 	src := push(reg, "app:latest", layerOf(t, 1, "a"))
-	busy := reg.Fault(blobtest.Fault{Match: func(q blobtest.Request) bool { return q.Blob != "" }, Status: http.StatusTooManyRequests, Times: rightsTries - 1})
-	require.NoError(t, w.Authorize(t.Context(), src, nil))
-	require.Equal(t, rightsTries-1, busy.Hits())
+	blobs := func(q blobtest.Request) bool { return q.Blob != "" }
+	for _, fault := range []blobtest.Fault{{Status: http.StatusTooManyRequests}, {Status: http.StatusServiceUnavailable}, {Hangup: true}} {
+		fault.Match, fault.Times = blobs, 4 // net/http itself asks twice on a connection that is closed
+		busy := reg.Fault(fault)
+		require.NoError(t, w.Authorize(t.Context(), src, nil))
+		require.Equal(t, fault.Times, busy.Hits())
+	}
 	require.Zero(t, reg.Bytes(), "no byte of the layer is asked for")
+	refused := reg.Fault(blobtest.Fault{Match: blobs, Status: http.StatusForbidden})
+	require.True(t, cerrdefs.IsPermissionDenied(w.Authorize(t.Context(), src, nil)))
+	require.Equal(t, 1, refused.Hits(), "an answer is an answer")
 }
 
 // oneSession lets only the session "good" read, and remembers nothing.

@@ -14,7 +14,6 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/lazykit/lazykit/estargz"
-	"github.com/lazykit/lazykit/remotesnapshot/blob"
 	"github.com/lazykit/lazykit/remotesnapshot/layer"
 )
 
@@ -126,7 +125,7 @@ func (fs *FS) unusedBlobs(needed map[digest.Digest]bool) (list []kept, err error
 		if err != nil {
 			return nil, err
 		}
-		used, err := fs.lastUsed(d)
+		used, err := fs.blobs.LastUsed(d)
 		if err != nil {
 			return nil, err
 		}
@@ -135,35 +134,14 @@ func (fs *FS) unusedBlobs(needed map[digest.Digest]bool) (list []kept, err error
 	return list, nil
 }
 
-// lastUsed is when the blob's bytes were written last, or its layer closed.
-func (fs *FS) lastUsed(dgst digest.Digest) (time.Time, error) {
-	b, err := fs.blobs.Open(dgst, blob.Origin{})
-	if err != nil {
-		return time.Time{}, err
-	}
-	defer closeQuietly(layerBlob{b})
-	st, err := os.Stat(b.Path())
-	if errors.Is(err, os.ErrNotExist) {
-		return time.Time{}, nil
-	}
-	if err != nil {
-		return time.Time{}, err
-	}
-	return st.ModTime(), nil
-}
-
 // markUsed tells Collect that a layer was in use until now.
 func (fs *FS) markUsed(k key) error {
-	b, err := fs.blobs.Open(k.blob, blob.Origin{})
-	if err != nil {
+	if err := fs.blobs.Touch(k.blob); err != nil {
 		return err
 	}
-	defer closeQuietly(layerBlob{b})
-	now := time.Now()
-	for _, path := range []string{b.Path(), layer.TOCPath(fs.tocDir, k.blob, estargz.Hints{TOCDigest: k.toc})} {
-		if err := os.Chtimes(path, time.Time{}, now); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+	toc := layer.TOCPath(fs.tocDir, k.blob, estargz.Hints{TOCDigest: k.toc})
+	if err := os.Chtimes(toc, time.Time{}, time.Now()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return nil
 }

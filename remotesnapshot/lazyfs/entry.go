@@ -99,3 +99,13 @@ func (e *entry) close() {
 		l.Close()
 	}
 }
+
+// referenceOf is the image that asked last for an entry, to name it in errors.
+func (fs *FS) referenceOf(e *entry) string {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if e.reference == "" {
+		return "the base"
+	}
+	return e.reference
+}

@@ -19,24 +19,26 @@ import (
 
 // FS serves lazily readable layers. Safe for concurrent use.
 type FS struct {
-	opts   Options
-	tocDir string
-	blobs  *blob.Store
-	server *fuse.Server
-	pool   *layer.Pool
+	opts      Options
+	tocDir    string
+	blobs     *blob.Store
+	server    *fuse.Server
+	pool      *layer.Pool
+	compiling *layer.Compiling
 	// profiles is nil when they are turned off.
 	profiles *profile.Store
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	calls  *calls
-	wg     sync.WaitGroup // expiries, resolving ahead, profiles
+	wg     sync.WaitGroup // expiries, resolving ahead, profiles, evictions
 
 	mu struct {
 		sync.Mutex
 		closed  bool
 		entries map[key]*entry
 		ahead   map[digest.Digest]time.Time // blobs whose TOC is on its way (zero), or is kept until then
+		pins    map[digest.Digest]int       // mounts that need a layer; see Evict
 		reasons reasons
 	}
 }
@@ -53,7 +55,7 @@ func New(ctx context.Context, opts Options) (_ *FS, err error) {
 	if err != nil {
 		return nil, err
 	}
-	fs := &FS{opts: opts, tocDir: filepath.Join(opts.Root, "toc"), pool: layer.NewPool(opts.Layer)}
+	fs := &FS{opts: opts, tocDir: filepath.Join(opts.Root, "toc"), pool: layer.NewPool(opts.Layer), compiling: layer.NewCompiling()}
 	if err := layer.MakeTOCDir(fs.tocDir); err != nil {
 		return nil, fmt.Errorf("lazyfs: %w", err)
 	}
@@ -76,6 +78,10 @@ func New(ctx context.Context, opts Options) (_ *FS, err error) {
 	fs.calls = newCalls(fs.ctx)
 	fs.mu.entries = make(map[key]*entry)
 	fs.mu.ahead = make(map[digest.Digest]time.Time)
+	fs.mu.pins = make(map[digest.Digest]int)
+	if opts.MaxBytes > 0 {
+		fs.wg.Go(fs.keepLimit)
+	}
 	return fs, nil
 }
 

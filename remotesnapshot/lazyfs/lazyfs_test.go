@@ -489,8 +489,10 @@ func TestCollectFreesWhatWasNotUsedForLongest(t *testing.T) {
 		b, err := w.blobs.Open(src.Digest, blob.Origin{})
 		require.NoError(t, err)
 		at := time.Now().Add(-time.Duration([]int{30, 10, 20}[i]) * time.Minute)
-		require.NoError(t, os.Chtimes(b.Path(), at, at))
 		require.NoError(t, b.Close())
+		for _, path := range []string{b.Path(), b.Path() + ".ranges"} {
+			require.NoError(t, os.Chtimes(path, at, at))
+		}
 	}
 	freed, err := w.Collect(t.Context())
 	require.NoError(t, err)

@@ -36,6 +36,10 @@ type Options struct {
 	// layer needs, see FS.Collect; 0: 10 GiB, below 0: none.
 	KeepBytes int64
 
+	// MaxBytes is how much disk space the blobs may have that are not in another
+	// store as well, see FS.Evict; 0: no limit.
+	MaxBytes int64
+
 	// ProfileDir keeps what steps have read of layers, see package profile; "":
 	// Root/profiles. Several daemons may share it, and it may be a copy of another
 	// machine's.
@@ -45,7 +49,8 @@ type Options struct {
 	// OnError, when set, is told of errors that no caller sees. It must not block.
 	OnError func(error)
 
-	// Layer is for all layers: sizes of caches, prefetch, background fetch.
+	// Layer is for all layers: sizes of caches, prefetch, background fetch. Its
+	// ReadTimeout is thrice Blob.GiveUp when it is 0.
 	Layer layer.Options
 	// Blob is for all blobs: connections and time limits. Its Root is ours.
 	Blob blob.Options
@@ -74,6 +79,13 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.TTL == 0 {
 		o.TTL = 2 * time.Minute
+	}
+	if o.Blob.GiveUp == 0 {
+		o.Blob.GiveUp = blob.DefaultGiveUp
+	}
+	if o.Layer.ReadTimeout == 0 {
+		// The blob's error says more, so it is to come first.
+		o.Layer.ReadTimeout = 3 * o.Blob.GiveUp
 	}
 	if o.KeepBytes == 0 {
 		o.KeepBytes = 10 << 30

@@ -80,7 +80,7 @@ func (fs *FS) Info(dgst digest.Digest) remotesnapshot.LayerInfo {
 		info.Size, info.LastRead = i.Size, later(info.LastRead, i.LastRead)
 		info.Prefetched += i.Prefetched
 		if i.LastError != "" {
-			info.LastError = i.LastError
+			info.LastError, info.LastFailed = i.LastError, later(info.LastFailed, i.LastFailed)
 		}
 	}
 	return info

@@ -101,7 +101,7 @@ func (fs *FS) adopt(e *entry, b layerBlob, toc *estargz.TOC) {
 }
 
 func (fs *FS) finder() layer.Finder {
-	return layer.Finder{TOCDir: fs.tocDir, Limits: fs.opts.TOC}
+	return layer.Finder{TOCDir: fs.tocDir, Limits: fs.opts.TOC, Compiling: fs.compiling}
 }
 
 func (fs *FS) openBlob(dgst digest.Digest, reference string) (layerBlob, error) {

@@ -34,12 +34,17 @@ func (nobody) Prove(ctx context.Context, _ string, _ func() []string, check func
 	return check(ctx, "")
 }
 
-// Hold implements remotesnapshot.Lazy.
+// Hold implements remotesnapshot.Lazy. What is held is mounted, and not evicted.
 func (fs *FS) Hold(src remotesnapshot.Source, s remotesnapshot.Sessions) (release func()) {
+	unpin := fs.pin(src.Digest)
 	if s == nil {
-		return func() {}
+		return unpin
 	}
-	return fs.opts.Sessions.Hold(src.Reference, s)
+	end := fs.opts.Sessions.Hold(src.Reference, s)
+	return func() {
+		end()
+		unpin()
+	}
 }
 
 // Vouch implements remotesnapshot.Lazy.
@@ -60,12 +65,12 @@ func (fs *FS) Authorize(ctx context.Context, src remotesnapshot.Source, s remote
 	return failed(ctx, "authorize", src, err)
 }
 
-// A registry that is busy is asked again so often, after pauses that double.
+// A registry that can't say is asked again, after pauses that double from the first to the
+// last of these, for a minute, or as long as a read would wait if that is less.
 const (
-	rightsTries = 3
-	rightsPause = 200 * time.Millisecond
-	// rightsTime ends the tries: one that hangs takes longer.
-	rightsTime = 2 * time.Second
+	rightsPause    = 200 * time.Millisecond
+	mostRightPause = 2 * time.Second
+	mostRightsTime = time.Minute
 )
 
 // mayRead asks whether a session may read src's layer; "" asks as nobody.
@@ -80,17 +85,24 @@ func (fs *FS) mayRead(ctx context.Context, src remotesnapshot.Source, session st
 	if o.Hosts == nil {
 		return fmt.Errorf("no hosts for %s: %w", src.Reference, cerrdefs.ErrUnavailable)
 	}
-	begin := time.Now()
-	for try := 0; ; try++ {
+	limit := min(fs.opts.Blob.GiveUp, mostRightsTime)
+	begin, pause := time.Now(), rightsPause
+	for {
 		err := b.CheckOrigin(ctx, o)
-		busy := cerrdefs.IsUnavailable(err) || cerrdefs.IsResourceExhausted(err)
-		if !busy || try+1 == rightsTries || time.Since(begin) > rightsTime {
+		if err == nil || isVerdict(err) || time.Since(begin)+pause > limit {
 			return err
 		}
 		select {
-		case <-time.After(rightsPause << try):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+		pause = min(2*pause, mostRightPause)
 	}
+}
+
+// isVerdict says whether a registry has answered that a session may not read, or the
+// session has gone and nobody can ask for it.
+func isVerdict(err error) bool {
+	return cerrdefs.IsUnauthorized(err) || cerrdefs.IsPermissionDenied(err) || cerrdefs.IsNotFound(err) || cerrdefs.IsFailedPrecondition(err)
 }

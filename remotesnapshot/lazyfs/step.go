@@ -2,6 +2,7 @@ package lazyfs
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -18,6 +19,7 @@ type Step struct {
 	id     digest.Digest
 	ctx    context.Context // ends with End
 	cancel context.CancelFunc
+	broken func()
 
 	mu    sync.Mutex
 	ended bool
@@ -31,9 +33,11 @@ type use struct {
 	recording *layer.Recording
 }
 
-// BeginStep begins to follow a step, which profile.StepDigest names. End it.
-func (fs *FS) BeginStep(id digest.Digest) *Step {
-	s := &Step{fs: fs, id: id}
+// BeginStep begins to follow a step, which profile.StepDigest names. End it. broken is
+// called when a read has failed, see ReadError, that only this step can have asked
+// for: there is no use in going on. It may be called more than once, and must not block.
+func (fs *FS) BeginStep(id digest.Digest, broken func()) *Step {
+	s := &Step{fs: fs, id: id, broken: broken}
 	s.ctx, s.cancel = context.WithCancel(fs.ctx)
 	return s
 }
@@ -66,7 +70,9 @@ func (s *Step) add(entries []*entry) (added []use) {
 			continue
 		}
 		s.fs.retain(e)
-		added = append(added, use{e, l, l.Record()})
+		rec := l.Record()
+		rec.WhenFailed(s.broken)
+		added = append(added, use{e, l, rec})
 	}
 	s.uses = append(s.uses, added...)
 	return added
@@ -88,9 +94,39 @@ func (s *Step) replay(uses []use) {
 	for _, f := range profile.Plan(wanted) {
 		of[f.Layer] = append(of[f.Layer], layer.Range{Off: f.Off, Size: f.Len})
 	}
-	for _, u := range uses {
-		u.layer.Replay(s.ctx, of[u.entry.key.blob])
+	order := make(map[digest.Digest][]layer.Range)
+	for _, w := range wanted {
+		for _, r := range w.Ranges {
+			order[w.Layer] = append(order[w.Layer], layer.Range{Off: r.Off, Size: r.Len})
+		}
 	}
+	for _, u := range uses {
+		u.layer.Replay(s.ctx, of[u.entry.key.blob], order[u.entry.key.blob])
+	}
+}
+
+// ReadError says why files of layers could not be read while the step ran, and which
+// parts of which layers; nil when all that was asked for was read. The process may
+// have gone on all the same, with less than the layers hold. To be called before End.
+func (s *Step) ReadError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var first error
+	others := 0
+	for _, u := range s.uses {
+		n, err := u.recording.Failed()
+		if err == nil {
+			continue
+		}
+		if others += n; first == nil {
+			first = fmt.Errorf("a file of %s could not be read: %w", s.fs.referenceOf(u.entry), err)
+			others--
+		}
+	}
+	if others > 0 {
+		return fmt.Errorf("%w (and %d more reads failed)", first, others)
+	}
+	return first
 }
 
 // End ends the step; completed says that it ran to its end without an error.

@@ -29,12 +29,30 @@ type Store struct {
 	writing sync.Mutex // held from reading a file to replacing it
 }
 
+// newPrefix begins the names of files that are being written.
+const newPrefix = ".new-"
+
 // Open makes the directory if it is missing.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("access profiles: %w", err)
 	}
+	sweep(dir)
 	return &Store{dir: dir}, nil
+}
+
+// staleAfter is more than a file needs to be written and renamed.
+const staleAfter = time.Hour
+
+// sweep removes what a process has left that was killed while it wrote. Others may be
+// writing at this moment.
+func sweep(dir string) {
+	left, _ := filepath.Glob(filepath.Join(dir, "*", newPrefix+"*"))
+	for _, p := range left {
+		if fi, err := os.Lstat(p); err == nil && time.Since(fi.ModTime()) > staleAfter {
+			_ = os.Remove(p) // makeRoom tries again
+		}
+	}
 }
 
 func (s *Store) path(layer digest.Digest) string {
@@ -127,7 +145,7 @@ func (s *Store) save(l *Layer) error {
 			return err
 		}
 	}
-	tmp, err := os.CreateTemp(dir, ".new-*")
+	tmp, err := os.CreateTemp(dir, newPrefix+"*")
 	if err != nil {
 		return fmt.Errorf("access profile: %w", err)
 	}

@@ -45,7 +45,8 @@ func (r *report) check() error {
 			if ours.Layers+ours.Others >= stock.Layers+stock.Others {
 				errs = append(errs, fmt.Errorf("%s: it sent %d requests, stock %d", name, ours.Layers+ours.Others, stock.Layers+stock.Others))
 			}
-			if ours.Bytes >= stock.Bytes {
+			// A profile may cost bytes to spare requests: its bound is on the chunks read.
+			if ours.Variant == "ours" && ours.Bytes >= stock.Bytes {
 				errs = append(errs, fmt.Errorf("%s: it received %d bytes, stock %d", name, ours.Bytes, stock.Bytes))
 			}
 		}

@@ -44,6 +44,7 @@ var stages = []stage{
 	{"stress", "tests of concurrency again, on one processor", (*runner).stress},
 	{"fuzz", "every fuzz target for a while", (*runner).fuzz},
 	{"e2e", "builds on real images", (*runner).e2e},
+	{"faults", "builds behind a faulty registry, killed daemons, a daemon used for long; in their short forms", (*runner).faults},
 	{"buildx", "real buildx and a real Docker engine", (*runner).buildx},
 }
 
@@ -73,12 +74,12 @@ func main() {
 	}
 }
 
-// fuzztime is $FUZZTIME, or a minute.
+// fuzztime is $FUZZTIME, or what all targets together have time for in CI.
 func fuzztime() time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("FUZZTIME")); err == nil {
 		return d
 	}
-	return time.Minute
+	return 20 * time.Second
 }
 
 func (r *runner) main(ctx context.Context, chosen string) error {
@@ -261,6 +262,24 @@ func (r *runner) e2e(ctx context.Context) error {
 		return err
 	}
 	return r.goTest(ctx, "e2e", "-timeout=20m", "./hack/e2e/...")
+}
+
+// faults runs the programs that let things go wrong.
+func (r *runner) faults(ctx context.Context) error {
+	for _, args := range [][]string{{"hack/faults", "-short"}, {"hack/crash", "-short"}, {"hack/soak", "-for", "1m"}} {
+		name := strings.Join(args, " ")
+		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+		log := filepath.Join(r.logs, filepath.Base(args[0])+".log")
+		if werr := os.WriteFile(log, out, 0o644); werr != nil {
+			return fmt.Errorf("keep what %s said: %w", name, werr)
+		}
+		complaint := ""
+		if err != nil {
+			complaint = fmt.Sprintf("%v; all of it is in %s\n%s", err, log, out[max(0, len(out)-4000):])
+		}
+		r.check(name, complaint)
+	}
+	return nil
 }
 
 // buildx lets hack/buildx-test install what it needs and run its tests.

@@ -1,0 +1,54 @@
+package blob
+
+import "slices"
+
+// givers remember which candidates bytes came from, to know whom to mistrust when
+// they prove wrong: chunks are verified soon after they have come. Only the latest
+// are remembered.
+type givers struct{ last []gift }
+
+// gift is a range and the key of the candidate that it is from.
+type gift struct {
+	span
+	from string
+}
+
+const maxGivers = 1024
+
+// add notes that from has sent the bytes of s.
+func (g *givers) add(s span, from string) {
+	if n := len(g.last); n > 0 && g.last[n-1].from == from && g.last[n-1].hi == s.lo {
+		g.last[n-1].hi = s.hi
+		return
+	}
+	if len(g.last) == maxGivers {
+		g.last = slices.Delete(g.last, 0, maxGivers/2)
+	}
+	g.last = append(g.last, gift{s, from})
+}
+
+// blame counts a lie for each candidate that bytes of s are from, once each, and
+// forgets where those came from.
+func (g *givers) blame(s span, lies *map[string]int) {
+	blamed := map[string]bool{}
+	g.last = slices.DeleteFunc(g.last, func(o gift) bool {
+		if !o.overlaps(s) {
+			return false
+		}
+		blamed[o.from] = true
+		return o.lo >= s.lo && o.hi <= s.hi
+	})
+	for from := range blamed {
+		if *lies == nil {
+			*lies = map[string]int{}
+		}
+		(*lies)[from]++
+	}
+}
+
+// liars is how many candidates have sent wrong bytes.
+func (e *entry) liars() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.mu.lies)
+}

@@ -255,6 +255,34 @@ func TestMemory(t *testing.T) {
 	runtime.KeepAlive(tab)
 }
 
+// TestTenMillionEntries: a TOC with more entries than the limit is refused when it gets
+// there, not at its end, and within the memory that the package promises up to there.
+func TestTenMillionEntries(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a gigabyte of memory for some seconds")
+	}
+	lim := Limits{MemberBytes: 1 << 41}.withDefaults()
+	r := &docWriter{n: 10_000_000}
+	src := &source{loc: Location{Format: FormatEStargz, Offset: 1 << 40, Size: 100}, blobSize: 1<<40 + 151, lim: lim}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	begin := time.Now()
+	_, err := buildFrom(context.Background(), r, src, false)
+	runtime.ReadMemStats(&after)
+	if !errors.Is(err, ErrLimit) {
+		t.Fatalf("error %v, want one of ErrLimit", err)
+	}
+	if int64(r.i) > lim.Entries+10_000 {
+		t.Errorf("%d entries were read, at most %d are allowed", r.i, lim.Entries)
+	}
+	most := int64(after.Sys) - int64(before.Sys)
+	t.Logf("%v, %d MB", time.Since(begin), most>>20)
+	if most > 2*250*lim.Entries { // garbage included
+		t.Errorf("%d bytes", most)
+	}
+}
+
 // docWriter is a document of n files in directories of a hundred.
 type docWriter struct {
 	n, i int

@@ -19,6 +19,9 @@ func sweepSteps(dir string) error {
 	if err := sweepMounts(dir); err != nil {
 		return err
 	}
+	if err := sweepLooks(dir, os.TempDir()); err != nil {
+		return err
+	}
 	bundles := filepath.Join(dir, executorDir)
 	entries, err := os.ReadDir(bundles)
 	if errors.Is(err, os.ErrNotExist) {
@@ -44,6 +47,35 @@ func sweepSteps(dir string) error {
 // detaches them.
 func sweepMounts(dir string) error {
 	return detachBelow(filepath.Join(dir, executorDir))
+}
+
+// lookPrefix is what BuildKit calls the mounts in the directory for temporary files
+// through which the daemon itself looks at snapshots.
+const lookPrefix = "buildkit-mount"
+
+// sweepLooks detaches overlays of the snapshots of the worker in dir through which an
+// earlier process has looked, in tmp: they keep its FUSE mounts for ever.
+func sweepLooks(dir, tmp string) error {
+	tmp, err := filepath.EvalSymlinks(tmp) // the kernel lists real paths, but options as they were given
+	if err != nil {
+		return nil
+	}
+	found, err := mountinfo.GetMounts(mountinfo.PrefixFilter(tmp))
+	if err != nil {
+		return fmt.Errorf("list mounts under %s: %w", tmp, err)
+	}
+	for _, m := range found {
+		if m.FSType != "overlay" || filepath.Dir(m.Mountpoint) != tmp || !strings.HasPrefix(filepath.Base(m.Mountpoint), lookPrefix) ||
+			!strings.Contains(m.VFSOptions, "="+dir+"/") {
+			continue
+		}
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("detach %s: %w", m.Mountpoint, err)
+		}
+		bklog.L.Infof("detached %s, through which an earlier process looked", m.Mountpoint)
+		_ = os.Remove(m.Mountpoint) // empty, and of no harm
+	}
+	return nil
 }
 
 // detachBelow detaches all mounts below a directory, which need not exist.

@@ -122,6 +122,30 @@ func TestSweepMounts(t *testing.T) {
 	require.Equal(t, foreign, left[0].Mountpoint)
 }
 
+// TestSweepLooks detaches overlays of the worker's own snapshots in the directory for
+// temporary files, and those of no other.
+func TestSweepLooks(t *testing.T) {
+	needRoot(t)
+	base := t.TempDir()
+	dir, other, tmp := filepath.Join(base, "worker"), filepath.Join(base, "other"), filepath.Join(base, "tmp")
+	look := func(of, name string) string {
+		at := filepath.Join(tmp, name)
+		for _, d := range []string{filepath.Join(of, "a"), filepath.Join(of, "b"), at} {
+			require.NoError(t, os.MkdirAll(d, 0o700))
+		}
+		require.NoError(t, unix.Mount("overlay", at, "overlay", unix.MS_RDONLY, "lowerdir="+filepath.Join(of, "a")+":"+filepath.Join(of, "b")))
+		t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+		return at
+	}
+	mine := look(dir, "buildkit-mount1")
+	others := []string{look(other, "buildkit-mount2"), look(dir, "somebodys-3"), look(dir+"-not", "buildkit-mount4")}
+	require.NoError(t, sweepLooks(dir, tmp))
+	require.NoDirExists(t, mine)
+	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(tmp))
+	require.NoError(t, err)
+	require.Len(t, left, len(others))
+}
+
 func requireNoMounts(t *testing.T, root string) {
 	t.Helper()
 	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(root))

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // Vitals are what a daemon holds at one moment.
@@ -16,7 +18,7 @@ type Vitals struct {
 	RssAnon    int64 // bytes of anonymous memory
 	FDs        int   // open file descriptors
 	Goroutines int
-	Mounts     int   // below its root
+	Mounts     int   // below its root, and overlays of what is there
 	Disk       int64 // bytes below its root, but for the databases and Held
 	Held       int64 // bytes of records that are in use and can't be pruned
 }
@@ -44,9 +46,11 @@ func (d *Daemon) Vitals(ctx context.Context) (v Vitals, err error) {
 	if err != nil {
 		return v, fmt.Errorf("vitals of buildkitd: %w", err)
 	}
-	mounts, err := d.Mounts()
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return !strings.HasPrefix(m.Mountpoint, d.Root+"/") && !strings.Contains(m.VFSOptions, "="+d.Root+"/"), false
+	})
 	if err != nil {
-		return v, err
+		return v, fmt.Errorf("vitals of buildkitd: its mounts: %w", err)
 	}
 	v.FDs, v.Mounts, v.RssAnon = len(fds), len(mounts), rssAnon(d.Pid)
 	c, err := d.Client(ctx)

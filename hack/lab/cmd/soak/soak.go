@@ -128,7 +128,7 @@ func (s *soak) setUp(ctx context.Context) (stop func(), err error) {
 	s.opts = lab.DaemonOptions{
 		Program: s.program, Root: root, Snapshotter: "stargz", Registries: []string{s.host}, Debug: true,
 		Log:    root + ".log",
-		Config: "[worker.oci.stargzSnapshotter]\n  resolve_result_entry_ttl_sec = 1\n",
+		Config: "[history]\n  maxEntries = 5\n[worker.oci.stargzSnapshotter]\n  resolve_result_entry_ttl_sec = 1\n",
 	}
 	s.daemon, err = lab.StartDaemon(ctx, s.opts)
 	return stop, err

@@ -12,6 +12,8 @@ import (
 
 	bkcache "github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // mixtures are all chains of a length of layers of the given kinds.
@@ -90,15 +92,15 @@ func (w *world) checkMixture(prefix string, kinds []layerKind) {
 	w.checkFiles(h, names(layers...)...)
 }
 
-// TestResolveFirst: all layers that may be lazy are resolved at once, and nothing is
-// prepared before the last one is.
+// TestResolveFirst: all layers are resolved at once, and nothing is prepared before
+// the last one is.
 func TestResolveFirst(t *testing.T) {
 	w := newWorld(t, true)
 	layers := w.layers("a", lazyLayer, plainLayer, lazyLayer, zstdLayer)
 	h := w.pull(layers...)
 	var open []func()
 	for _, l := range layers {
-		if l.kind != plainLayer { // its manifest names no TOC: it is not asked for
+		if l.kind != plainLayer { // its manifest says enough
 			open = append(open, w.reg.gate("resolve "+l.name))
 		}
 	}
@@ -150,6 +152,24 @@ func TestReasons(t *testing.T) {
 	}
 	if u := got[string(layers[0].desc.Digest)]; u.Size != 40 {
 		t.Errorf("the lazy layer has size %d, the file system holds 40", u.Size)
+	}
+	w.done(h)
+}
+
+// TestLayerWithoutTOCDigest: a layer that could be served, but whose manifest does not
+// bind what would be shown to the name of its snapshot, is extracted.
+func TestLayerWithoutTOCDigest(t *testing.T) {
+	w := newWorld(t, true)
+	l := w.layerOf(lazyLayer, "a")
+	delete(l.desc.Annotations, remotesnapshot.AnnotationTOCDigest)
+	h := w.pull(l)
+	w.checkFiles(h, "a")
+	info, err := w.snaps.Stat(w.ctx(), h.snapshotID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, remote := info.Labels[remotesnapshot.LabelRemote]; remote {
+		t.Error("it is served under a name that others may claim")
 	}
 	w.done(h)
 }

@@ -106,6 +106,9 @@ func (d *databases) tidy(ctx context.Context, dir, snapshotter string) error {
 	if err := removeHalfIngests(filepath.Join(dir, contentDir, "ingest")); err != nil {
 		return err
 	}
+	if err := removeChecks(filepath.Join(dir, contentDir)); err != nil {
+		return err
+	}
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	body := []byte(probeName)
 	desc := ocispecs.Descriptor{Digest: digest.FromBytes(body), Size: int64(len(body))}
@@ -144,6 +147,16 @@ func removeHalfIngests(dir string) error {
 		}
 	}
 	return nil
+}
+
+// removeChecks removes what the local content store, killed while it was opened, left of
+// its look for fs-verity.
+func removeChecks(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, ".fsverity-check-*"))
+	for _, path := range left {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	return err
 }
 
 // Close closes the records too; a worker that closes them itself calls

@@ -128,12 +128,12 @@ func (b *fakeBlob) Fetch(ctx context.Context, p Priority, off, size int64) error
 // Start joins a flight that brings all of the range, and for whose bytes somebody
 // waits if the caller does: a blob cuts others.
 func (b *fakeBlob) Start(p Priority, off, size int64) func(ctx context.Context) error {
-	if b.Present(off, size) {
-		return func(context.Context) error { return nil }
-	}
 	end := min(off+size, int64(len(b.data)))
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.presentLocked(off, size) {
+		return func(context.Context) error { return nil }
+	}
 	for _, f := range b.mu.coming {
 		if f.off <= off && end <= f.off+f.size && f.prio >= p {
 			return func(ctx context.Context) error {
@@ -198,6 +198,10 @@ func (b *fakeBlob) FetchAll(ctx context.Context, p Priority, ranges []Range) err
 func (b *fakeBlob) Present(off, size int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.presentLocked(off, size)
+}
+
+func (b *fakeBlob) presentLocked(off, size int64) bool {
 	end := min(off+size, int64(len(b.data)))
 	return off >= end || bytes.IndexByte(b.mu.present[off:end], 0) < 0
 }

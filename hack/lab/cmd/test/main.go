@@ -79,7 +79,7 @@ func fuzztime() time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("FUZZTIME")); err == nil {
 		return d
 	}
-	return 20 * time.Second
+	return 15 * time.Second
 }
 
 func (r *runner) main(ctx context.Context, chosen string) error {
@@ -264,22 +264,44 @@ func (r *runner) e2e(ctx context.Context) error {
 	return r.goTest(ctx, "e2e", "-timeout=20m", "./hack/e2e/...")
 }
 
-// faults runs the programs that let things go wrong.
+// faults runs the programs that let things go wrong, side by side: they mostly
+// wait, and what they look for does not depend on how fast a machine is.
 func (r *runner) faults(ctx context.Context) error {
-	for _, args := range [][]string{{"hack/faults", "-short"}, {"hack/crash", "-short"}, {"hack/soak", "-for", "1m"}} {
-		name := strings.Join(args, " ")
-		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
-		log := filepath.Join(r.logs, filepath.Base(args[0])+".log")
-		if werr := os.WriteFile(log, out, 0o644); werr != nil {
-			return fmt.Errorf("keep what %s said: %w", name, werr)
-		}
-		complaint := ""
-		if err != nil {
-			complaint = fmt.Sprintf("%v; all of it is in %s\n%s", err, log, out[max(0, len(out)-4000):])
-		}
-		r.check(name, complaint)
+	type result struct {
+		name, complaint string
+		err             error
 	}
-	return nil
+	programs := [][]string{{"hack/faults", "-short"}, {"hack/crash", "-short"}, {"hack/soak", "-for", "1m"}}
+	results := make(chan result, len(programs))
+	for _, args := range programs {
+		go func() {
+			complaint, err := r.program(ctx, args)
+			results <- result{strings.Join(args, " "), complaint, err}
+		}()
+	}
+	var errs []error
+	for range programs {
+		v := <-results
+		if v.err != nil {
+			errs = append(errs, v.err)
+			continue
+		}
+		r.check(v.name, v.complaint)
+	}
+	return errors.Join(errs...)
+}
+
+// program runs one to its end, keeps what it says, and returns what is wrong.
+func (r *runner) program(ctx context.Context, args []string) (complaint string, err error) {
+	out, runErr := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+	log := filepath.Join(r.logs, filepath.Base(args[0])+".log")
+	if err := os.WriteFile(log, out, 0o644); err != nil {
+		return "", fmt.Errorf("keep what %s said: %w", args[0], err)
+	}
+	if runErr != nil {
+		complaint = fmt.Sprintf("%v; all of it is in %s\n%s", runErr, log, out[max(0, len(out)-4000):])
+	}
+	return complaint, nil
 }
 
 // buildx lets hack/buildx-test install what it needs and run its tests.

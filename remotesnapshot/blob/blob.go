@@ -208,19 +208,21 @@ func (b *Blob) FetchAll(ctx context.Context, p Priority, ranges []Range) error {
 // Drop forgets a range whose bytes have proved wrong, so that the next read
 // fetches it again. A local blob is verified against its digest instead: when
 // that still matches, nothing is dropped, and otherwise all of it, into a new file.
-func (b *Blob) Drop(off, size int64) {
-	b.dropAny(span{off, off + size})
+// It returns the names of the hosts that the dropped bytes are from, as far as that
+// is remembered.
+func (b *Blob) Drop(off, size int64) (hosts []string) {
+	return b.dropAny(span{off, off + size})
 }
 
-func (e *entry) dropAny(s span) {
+func (e *entry) dropAny(s span) (hosts []string) {
 	e.mu.Lock()
 	local := e.mu.local
 	e.mu.Unlock()
 	if local {
 		e.dropLocal()
-		return
+		return nil
 	}
-	e.drop(s)
+	return e.drop(s)
 }
 
 // Local says whether the blob is whole and verified.

@@ -288,15 +288,17 @@ func (e *entry) sizeNow() (int64, bool) {
 	return e.mu.size, e.mu.sizeKnown
 }
 
-// drop makes a range absent, and lets others than who gave it be asked first. Its disk space is kept: the next fetch needs it.
-func (e *entry) drop(s span) {
+// drop makes a range absent, and lets others than the hosts that gave it, which it
+// returns, be asked first. Its disk space is kept: the next fetch needs it.
+func (e *entry) drop(s span) (hosts []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	before := e.mu.present.total
 	e.mu.present.remove(s)
-	e.mu.givers.blame(s, &e.mu.lies)
+	hosts = e.mu.givers.blame(s, &e.mu.lies)
 	if n := before - e.mu.present.total; n > 0 {
 		e.store.stats.dropped.Add(n)
 		e.mu.dirty = true
 	}
+	return hosts
 }

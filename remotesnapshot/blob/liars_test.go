@@ -40,7 +40,7 @@ func TestWrongBytesAreFetchedFromAnotherHost(t *testing.T) {
 	_, err := b.ReadAt(context.Background(), blob.Blocked, dst, 0)
 	require.NoError(t, err)
 	require.NotEqual(t, r.data[:1000], dst, "the mirror lies")
-	b.Drop(0, 1000)
+	require.Equal(t, []string{m.Host()}, b.Drop(0, 1000))
 	r.reads(b, blob.Blocked, 0, 1000)
 	asked := m.Requests()
 	r.reads(b, blob.Blocked, 500_000, 1000)

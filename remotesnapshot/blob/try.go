@@ -344,7 +344,7 @@ func (f *flight) put(c *candidate, p []byte) error {
 		return errUnused
 	}
 	for _, m := range missing {
-		e.mu.givers.add(m, c.key())
+		e.mu.givers.add(m, c)
 		e.arrivedLocked(m, now)
 	}
 	return nil

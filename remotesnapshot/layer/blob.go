@@ -41,8 +41,9 @@ type Blob interface {
 	Start(p Priority, off, size int64) (wait func(ctx context.Context) error)
 	// Present says whether a range needs no request. Never blocks.
 	Present(off, size int64) bool
-	// Drop forgets a range whose bytes have proved wrong.
-	Drop(off, size int64)
+	// Drop forgets a range whose bytes have proved wrong, and returns the names of
+	// the hosts that they are from, as far as that is known.
+	Drop(off, size int64) (hosts []string)
 	// Complete makes the blob local: whole, and verified by its digest.
 	Complete(ctx context.Context, p Priority) error
 	// Local says whether the blob is whole and verified.

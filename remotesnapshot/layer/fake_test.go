@@ -206,11 +206,12 @@ func (b *fakeBlob) presentLocked(off, size int64) bool {
 	return off >= end || bytes.IndexByte(b.mu.present[off:end], 0) < 0
 }
 
-func (b *fakeBlob) Drop(off, size int64) {
+func (b *fakeBlob) Drop(off, size int64) (hosts []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.mu.local = false
 	clear(b.mu.present[off:min(off+size, int64(len(b.data)))])
+	return []string{"fake.example"}
 }
 
 func (b *fakeBlob) Complete(ctx context.Context, p Priority) error {

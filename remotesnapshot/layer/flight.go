@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -285,8 +287,9 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 		return nil, err
 	}
 	chunks, err := l.decodeReserved(ctx, f, m, 0, math.MaxUint32)
+	var from givers
 	for try := 1; try < wrongTries && errors.Is(err, estargz.ErrCorrupt); try++ {
-		l.blob.Drop(m.Offset, m.Size)
+		from.add(l.blob.Drop(m.Offset, m.Size))
 		if err := l.vouch(ctx); err != nil {
 			return nil, err
 		}
@@ -297,9 +300,28 @@ func (l *Layer) fetchMember(ctx context.Context, f *flight) (map[uint32]*buffer,
 		chunks, err = l.decodeReserved(ctx, f, m, f.want, f.want)
 	}
 	if errors.Is(err, estargz.ErrCorrupt) {
-		err = fmt.Errorf("bytes=%d-%d are wrong, fetched %d times: %w", m.Offset, m.Offset+m.Size-1, wrongTries, err)
+		err = fmt.Errorf("bytes=%d-%d%s are wrong, fetched %d times: %w", m.Offset, m.Offset+m.Size-1, from, wrongTries, err)
 	}
 	return chunks, err
+}
+
+// givers are the names of hosts that have sent wrong bytes.
+type givers []string
+
+func (g *givers) add(hosts []string) {
+	for _, h := range hosts {
+		if !slices.Contains(*g, h) {
+			*g = append(*g, h)
+		}
+	}
+}
+
+// String is for an error, behind what was fetched; empty when no host is known.
+func (g givers) String() string {
+	if len(g) == 0 {
+		return ""
+	}
+	return " from " + strings.Join(g, ", ")
 }
 
 // vouch makes sure that the bytes of a layer without chunk digests were verified

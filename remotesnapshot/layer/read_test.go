@@ -185,7 +185,7 @@ func TestWrongBytesAreFetchedAgain(t *testing.T) {
 		require.Empty(t, got, "not one wrong byte")
 		require.ErrorContains(t, err, o.blob.Digest().String())
 		require.ErrorContains(t, err, "chunk")
-		require.ErrorContains(t, err, fmt.Sprintf("bytes=%d-%d", m.Offset, m.Offset+m.Size-1))
+		require.ErrorContains(t, err, fmt.Sprintf("bytes=%d-%d from fake.example are wrong", m.Offset, m.Offset+m.Size-1))
 		require.Len(t, o.blob.requests(), wrongTries, "and no more")
 		require.Equal(t, err.Error(), o.Info().LastError)
 		got, err = o.read(t.Context(), "good", 0, 3000)

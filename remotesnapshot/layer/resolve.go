@@ -151,15 +151,19 @@ var errNeedsWhole = fmt.Errorf("%w that vouches for the files: %w", estargz.ErrN
 func (f Finder) byDigest(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
 	path := TOCPath(f.TOCDir, b.Digest(), hints)
 	loc, err := f.compile(ctx, b, hints, path)
+	var givers givers
 	for try := 1; try < wrongTOCs && errors.As(err, new(wrongBytes)); try++ {
 		if size := b.Size(); size > 0 {
 			from := max(0, size-estargz.TailSize)
-			b.Drop(from, size-from)
+			givers.add(b.Drop(from, size-from))
 			if loc.Offset >= 0 && loc.Offset < from { // hints may point anywhere
-				b.Drop(loc.Offset, min(max(loc.Size, 0), size-loc.Offset))
+				givers.add(b.Drop(loc.Offset, min(max(loc.Size, 0), size-loc.Offset)))
 			}
 		}
 		loc, err = f.compile(ctx, b, hints, path)
+	}
+	if errors.As(err, new(wrongBytes)) {
+		return nil, fmt.Errorf("table of contents%s, fetched %d times: %w", givers, wrongTOCs, err)
 	}
 	if err != nil {
 		return nil, err

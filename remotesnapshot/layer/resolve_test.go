@@ -137,6 +137,7 @@ func TestWrongTOCIsFetchedAgain(t *testing.T) {
 			err := resolve(t, f, fake, b.hints)
 			require.True(t, errors.Is(err, estargz.ErrCorrupt) || errors.Is(err, estargz.ErrNotLazy), err)
 			require.ErrorContains(t, err, fake.Digest().String())
+			require.ErrorContains(t, err, "from fake.example")
 			require.LessOrEqual(t, len(fake.requests()), 2*wrongTOCs)
 			left, err := os.ReadDir(f.TOCDir)
 			require.NoError(t, err)

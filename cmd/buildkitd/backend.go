@@ -189,7 +189,7 @@ func (p *parts) controllerOpt(ctx context.Context, s *settings, meter metric.Met
 		Frontends:                 frontends,
 		ResolveCacheExporterFuncs: exporters,
 		ResolveCacheImporterFuncs: importers,
-		CacheManager:              solver.NewCacheManager(ctx, "local", p.cache, bkworker.NewCacheResultStorage(p.workers)),
+		CacheManager:              solver.NewCacheManager(ctx, "local", cacheKeys{p.cache}, cacheResults{bkworker.NewCacheResultStorage(p.workers)}),
 		Entitlements:              entitlements,
 		TraceCollector:            p.exporter,
 		MeterProvider:             meter,

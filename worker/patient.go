@@ -40,12 +40,13 @@ const (
 // itself, is waited for; behind a mirror that fails there is another host. Such
 // answers are checked by their digests before anybody sees them, and asked for again
 // when they are wrong. Requests for ranges, and those that change something, pass
-// as they are: package blob has its own patience. Of all requests, a refused token is
-// said to be one, so that it is renewed.
+// as they are: package blob has its own patience. Of all requests, a token that has
+// ended is said to have, so that it is renewed.
 func Patient(hosts docker.RegistryHosts, limit time.Duration) docker.RegistryHosts {
 	if limit == 0 {
 		limit = defaultResolveTimeout
 	}
+	accepted := new(tokens)
 	return func(name string) ([]docker.RegistryHost, error) {
 		all, err := hosts(name)
 		for i := range all {
@@ -57,7 +58,7 @@ func Patient(hosts docker.RegistryHosts, limit time.Duration) docker.RegistryHos
 			if next == nil {
 				next = http.DefaultTransport
 			}
-			p := &patient{next: next}
+			p := &patient{next: next, tokens: accepted}
 			if i == len(all)-1 {
 				p.limit = limit
 			}
@@ -70,8 +71,9 @@ func Patient(hosts docker.RegistryHosts, limit time.Duration) docker.RegistryHos
 
 // patient is a transport that asks again.
 type patient struct {
-	next  http.RoundTripper
-	limit time.Duration // from the first try to the beginning of the last one
+	next   http.RoundTripper
+	tokens *tokens
+	limit  time.Duration // from the first try to the beginning of the last one
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -81,24 +83,10 @@ func (p *patient) RoundTrip(req *http.Request) (resp *http.Response, err error) 
 	} else {
 		resp, err = p.next.RoundTrip(req)
 	}
-	if err == nil && resp.StatusCode == http.StatusUnauthorized {
-		nameInvalid(req, resp)
+	if err == nil {
+		resp = p.refused(req, resp)
 	}
 	return resp, err
-}
-
-// nameInvalid adds to a challenge that a token was refused. BuildKit's authorizer gets
-// a new token only for one that says so, and some registries, whose tokens expire all
-// the same, do not: RFC 6750 merely recommends it.
-func nameInvalid(req *http.Request, resp *http.Response) {
-	if !strings.HasPrefix(req.Header.Get("Authorization"), "Bearer ") {
-		return
-	}
-	for i, c := range resp.Header["Www-Authenticate"] {
-		if strings.HasPrefix(strings.ToLower(c), "bearer ") && !strings.Contains(c, "error=") {
-			resp.Header["Www-Authenticate"][i] = c + `,error="invalid_token"`
-		}
-	}
 }
 
 // document asks for something small until it is there.

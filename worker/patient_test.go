@@ -146,7 +146,7 @@ func TestPatientEnds(t *testing.T) {
 	require.Equal(t, 503, resp.StatusCode, "the registry's last answer")
 	require.Greater(t, s.asked.Load(), int32(1))
 
-	p := &patient{next: http.DefaultTransport, limit: time.Minute}
+	p := &patient{next: http.DefaultTransport, tokens: new(tokens), limit: time.Minute}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/v2/repo/manifests/1", nil)
@@ -171,6 +171,40 @@ func TestPatientNamesRefusedTokens(t *testing.T) {
 			resp, _, err := ask(t, time.Minute, 0, http.MethodGet, "/v2/repo/blobs/sha256:aa", header, s)
 			require.NoError(t, err)
 			require.Equal(t, []string{tc.want}, resp.Header["Www-Authenticate"])
+		})
+	}
+}
+
+func TestPatientHasEndedTokensRenewed(t *testing.T) {
+	const challenge = `Bearer realm="http://x/token"`
+	ok, forbidden, asked := status(206), status(403), status(401, "WWW-Authenticate", challenge)
+	for _, tc := range []struct {
+		name    string
+		answers []http.HandlerFunc // the last to a request without a token
+		want    []int
+	}{
+		{"a token that was accepted", []http.HandlerFunc{ok, forbidden, asked}, []int{206, 401}},
+		{"one that never was", []http.HandlerFunc{forbidden}, []int{403}},
+		{"a registry that wants none", []http.HandlerFunc{ok, forbidden, status(404)}, []int{206, 403}},
+		{"one that wants a password", []http.HandlerFunc{ok, forbidden, status(401, "WWW-Authenticate", `Basic realm="x"`)}, []int{206, 403}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newFlaky(t, tc.answers...)
+			p := &patient{next: http.DefaultTransport, tokens: new(tokens), limit: time.Minute}
+			for _, want := range tc.want {
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/v2/repo/blobs/sha256:aa", nil)
+				require.NoError(t, err)
+				req.Header = http.Header{"Authorization": {"Bearer t"}, "Range": {"bytes=0-1"}}
+				resp, err := p.RoundTrip(req)
+				require.NoError(t, err)
+				resp.Body.Close()
+				require.Equal(t, want, resp.StatusCode)
+				if want == http.StatusUnauthorized {
+					require.Equal(t, []string{challenge + `,error="invalid_token"`}, resp.Header["Www-Authenticate"])
+					require.Same(t, req, resp.Request, "the request that was refused")
+				}
+			}
+			require.EqualValues(t, len(tc.answers), s.asked.Load())
 		})
 	}
 }

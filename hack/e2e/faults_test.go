@@ -138,9 +138,12 @@ func as(t *testing.T, d *lab.Daemon, password string, opts lab.BuildOptions) err
 
 func TestSessionsAndTokens(t *testing.T) {
 	privileged(t)
-	start := func(t *testing.T) (*fault.Proxy, string, *lab.Daemon) {
-		p, ref, _ := front(t, fault.Options{TokenTTL: time.Second, Password: "secret"})
+	behind := func(t *testing.T, o fault.Options) (*fault.Proxy, string, *lab.Daemon) {
+		p, ref, _ := front(t, o)
 		return p, ref, daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{p.Addr}})
+	}
+	start := func(t *testing.T) (*fault.Proxy, string, *lab.Daemon) {
+		return behind(t, fault.Options{TokenTTL: time.Second, Password: "secret"})
 	}
 	long := func(ref, args string) lab.BuildOptions {
 		return lab.BuildOptions{Dockerfile: reading(ref, "PAUSE=80ms", strings.Fields(args)...)}
@@ -149,6 +152,12 @@ func TestSessionsAndTokens(t *testing.T) {
 	t.Run("tokens that end while a step runs", func(t *testing.T) {
 		p, ref, d := start(t)
 		require.NoError(t, as(t, d, "secret", long(ref, "some 2 /a /b"))) // 4 s
+		require.Greater(t, p.TokensIssued(), 3)
+	})
+
+	t.Run("the same, refused by 403", func(t *testing.T) {
+		p, ref, d := behind(t, fault.Options{TokenTTL: time.Second, Password: "secret", Forbid: true})
+		require.NoError(t, as(t, d, "secret", long(ref, "some 2 /a /b")))
 		require.Greater(t, p.TokensIssued(), 3)
 	})
 

@@ -24,6 +24,7 @@ type Options struct {
 	Configs  []string         // digests of images' configs
 
 	TokenTTL    time.Duration // bearer tokens are asked for that live so long; 0: none are
+	Forbid      bool          // tokens that have ended are refused by 403 without a challenge, as some registries do
 	Password    string        // that the token server wants of user "user"; "": it gives tokens to anybody
 	RedirectTTL time.Duration // blobs are redirected to addresses that live so long; 0: they are not
 }
@@ -204,7 +205,10 @@ func (p *Proxy) admit(w http.ResponseWriter, r *http.Request) (path string, ok b
 		}
 		return "/" + rest, true
 	}
-	if !p.allowed(r) {
+	if allowed, ended := p.allowed(r); ended && p.opts.Forbid {
+		http.Error(w, "the token has expired", http.StatusForbidden)
+		return "", false
+	} else if !allowed {
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="fault",scope=%q`, p.Addr, scope(r)))
 		http.Error(w, "a token is needed", http.StatusUnauthorized)
 		return "", false
@@ -226,14 +230,17 @@ func scope(r *http.Request) string {
 	return "repository:" + repo + ":pull"
 }
 
-func (p *Proxy) allowed(r *http.Request) bool {
+// allowed says whether a request may pass and, if not, whether its token once did.
+func (p *Proxy) allowed(r *http.Request) (ok, ended bool) {
 	if p.opts.TokenTTL == 0 {
-		return true
+		return true, false
 	}
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return time.Now().Before(p.mu.tokens[token])
+	until, given := p.mu.tokens[token]
+	ok = time.Now().Before(until)
+	return ok, given && !ok
 }
 
 // token gives a token out. It promises a minute, which is the least that clients

@@ -232,6 +232,10 @@ func (b *Blob) Local() bool {
 	return b.mu.local
 }
 
+// Wrong counts how often bytes that had come were forgotten because they were not
+// the blob's. When it grows, what was read before may be wrong.
+func (b *Blob) Wrong() int64 { return b.wrong.Load() }
+
 // Path is the blob's file. Its contents are the blob's, and final, when Local.
 func (b *Blob) Path() string { return b.path }
 

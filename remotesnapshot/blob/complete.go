@@ -96,14 +96,14 @@ func (e *entry) raiseAll(p Priority) {
 	}
 }
 
-// maxLiars bounds from how many hosts a whole blob is fetched that never matches.
-const maxLiars = 3
+// wholeTries is how often a whole blob is fetched that is wrong each time.
+const wholeTries = 4
 
 // errDropped says that somebody dropped bytes while they were verified.
 var errDropped = errors.New("bytes were dropped meanwhile")
 
 func (e *entry) completeRun(ctx context.Context, p Priority) error {
-	for try := 0; ; try++ {
+	for try := 1; ; try++ {
 		ok, err := e.fetchAndHash(ctx, p)
 		if err == errDropped {
 			try--
@@ -118,8 +118,8 @@ func (e *entry) completeRun(ctx context.Context, p Priority) error {
 		if err := e.startOver(); err != nil {
 			return fmt.Errorf("complete blob %s: %w", e.dgst, err)
 		}
-		if try > 0 && try >= min(e.liars(), maxLiars) {
-			return fmt.Errorf("complete blob %s: contents do not match the digest: %w", e.dgst, errdefs.ErrDataLoss)
+		if try == wholeTries {
+			return fmt.Errorf("complete blob %s: contents do not match the digest, fetched %d times: %w", e.dgst, try, errdefs.ErrDataLoss)
 		}
 	}
 }
@@ -218,6 +218,7 @@ func (e *entry) startOver() error {
 	e.store.stats.dropped.Add(e.mu.present.total)
 	e.mu.retired = append(e.mu.retired, e.mu.file) // reads may still use it
 	e.mu.file, e.mu.present, e.mu.local, e.mu.dirty = file, ranges{}, false, true
+	e.wrong.Add(1)
 	e.mu.givers.blame(span{0, unknownEnd}, &e.mu.lies)
 	e.replanLocked()
 	return nil

@@ -50,12 +50,13 @@ func TestCompleteFetchesTheRest(t *testing.T) {
 
 func TestCompleteRepairsWrongBytes(t *testing.T) {
 	r := newRig(t, 3*mib)
-	flip := r.reg.Fault(blobtest.Fault{Flip: true, At: mib, Times: 1})
+	flip := r.reg.Fault(blobtest.Fault{Flip: true, At: mib, Times: 3})
 	b := r.open()
 	require.NoError(t, b.Complete(context.Background(), blob.Background))
-	require.Equal(t, 1, flip.Hits())
+	require.Equal(t, 3, flip.Hits())
 	r.fileIsRight(b)
-	require.EqualValues(t, 6*mib, r.reg.Bytes())
+	require.EqualValues(t, 12*mib, r.reg.Bytes())
+	require.EqualValues(t, 3, b.Wrong())
 }
 
 func TestCompleteRefusesALyingRegistry(t *testing.T) {
@@ -65,6 +66,7 @@ func TestCompleteRefusesALyingRegistry(t *testing.T) {
 	err := b.Complete(context.Background(), blob.Background)
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	require.ErrorContains(t, err, r.dgst.String())
+	require.EqualValues(t, 4*(mib-5), r.reg.Bytes(), "asked for a few times")
 	require.False(t, b.Local())
 	require.Zero(t, b.Fetched())
 	// Another registry has the true one, of another size.

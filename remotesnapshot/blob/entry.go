@@ -26,6 +26,7 @@ type entry struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // flights and completions
 
+	wrong    atomic.Int64 // how often bytes have proved wrong
 	lastRead atomic.Int64 // unix nanoseconds; 0: not since it was opened
 
 	refs   int           // guarded by Store.mu
@@ -298,6 +299,7 @@ func (e *entry) drop(s span) (hosts []string) {
 	hosts = e.mu.givers.blame(s, &e.mu.lies)
 	if n := before - e.mu.present.total; n > 0 {
 		e.store.stats.dropped.Add(n)
+		e.wrong.Add(1)
 		e.mu.dirty = true
 	}
 	return hosts

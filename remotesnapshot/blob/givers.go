@@ -51,10 +51,3 @@ func (g *givers) blame(s span, lies *map[string]int) (hosts []string) {
 	slices.Sort(hosts)
 	return hosts
 }
-
-// liars is how many candidates have sent wrong bytes.
-func (e *entry) liars() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.mu.lies)
-}

@@ -35,7 +35,7 @@ func (fs *FS) Stream(ctx context.Context, src remotesnapshot.Source) (_ remotesn
 		}
 		size = b.Size()
 	}
-	s := &stream{blob: b, src: src, size: size, whole: make(chan struct{})}
+	s := &stream{blob: b, src: src, size: size, wrong: b.Blob.Wrong(), whole: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	go func() {
 		defer close(s.whole)
@@ -49,6 +49,7 @@ type stream struct {
 	blob   layerBlob
 	src    remotesnapshot.Source
 	size   int64
+	wrong  int64           // the blob's count before a byte was read
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	whole  chan struct{} // closed when the blob is local, or err says why not
@@ -81,8 +82,23 @@ func (s *stream) readAt(p []byte, off int64) (int, error) {
 	}
 	// As urgent as the fetch of the whole: to be read from one end to the other
 	// is to be fetched in that order.
-	return s.blob.Blob.ReadAt(s.ctx, blob.Prefetch, p, off)
+	n, err := s.blob.Blob.ReadAt(s.ctx, blob.Prefetch, p, off)
+	if s.blob.Blob.Wrong() != s.wrong {
+		return 0, errWasWrong{}
+	}
+	return n, err
 }
+
+// errWasWrong says that bytes that were given out have proved wrong since, and are
+// fetched again. It is a temporary network error (net.Error): pushes are tried again
+// after one.
+type errWasWrong struct{}
+
+func (errWasWrong) Error() string {
+	return "bytes were wrong that the registry had sent, and are fetched again: try again"
+}
+func (errWasWrong) Temporary() bool { return true }
+func (errWasWrong) Timeout() bool   { return false }
 
 // Close ends the fetch, unless others need it.
 func (s *stream) Close() error {

@@ -3,8 +3,10 @@ package lazyfs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"testing"
 	"time"
 
@@ -82,7 +84,29 @@ func TestStreamOfWrongBytesNeverEnds(t *testing.T) {
 	require.NoError(t, err)
 	defer r.Close()
 	_, err = all(r)
-	require.True(t, cerrdefs.IsDataLoss(err), "%v", err)
+	require.True(t, cerrdefs.IsDataLoss(err) || errors.As(err, new(net.Error)), "%v", err)
+}
+
+func TestStreamSaysThatBytesWereWrong(t *testing.T) {
+	reg := blobtest.New(t)
+	w := start(t, Options{}, reg)
+	data := estargztest.Bytes(1, 300_000)
+	src := remotesnapshot.Source{Reference: reg.Reference("plain:latest"), Digest: reg.AddBlob(data)}
+	reg.Fault(blobtest.Fault{Flip: true, At: 0, Times: 1})
+	r, err := w.Stream(t.Context(), src)
+	require.NoError(t, err)
+	defer r.Close()
+	var temporary net.Error
+	_, err = all(r)
+	require.ErrorAs(t, err, &temporary, "or a push would not be tried again")
+	require.True(t, temporary.Temporary()) //nolint:staticcheck // what BuildKit asks for
+
+	again, err := w.Stream(t.Context(), src)
+	require.NoError(t, err)
+	defer again.Close()
+	got, err := all(again)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(data, got))
 }
 
 func TestStreamEndsWithItsContext(t *testing.T) {

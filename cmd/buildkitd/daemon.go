@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/gofrs/flock"
@@ -131,14 +132,22 @@ func lockRoot(cfg *config.Config) (unlock func(), err error) {
 		return nil, fmt.Errorf("failed to create %s: %w", root, err)
 	}
 	path := filepath.Join(root, "buildkitd.lock")
-	for range lockTries {
+	var dying time.Time // until when to wait for one that was killed
+	for tries := 0; tries < lockTries; {
 		lock := flock.New(path)
 		locked, err := lock.TryLock()
 		if err != nil {
 			return nil, fmt.Errorf("could not lock %s: %w", path, err)
 		}
 		if !locked {
+			if dying.IsZero() && endDying(root, path) {
+				dying = time.Now().Add(dyingWait)
+			}
 			lock.Close()
+			if time.Now().Before(dying) {
+				time.Sleep(10 * time.Millisecond)
+				continue
+			}
 			break
 		}
 		if isFileAt(lock, path) {
@@ -148,6 +157,7 @@ func lockRoot(cfg *config.Config) (unlock func(), err error) {
 				lock.Unlock()
 			}, nil
 		}
+		tries++
 		lock.Close() // a daemon that ended at this moment has removed it: the next may be another's
 	}
 	return nil, fmt.Errorf("could not lock %s, another instance running?", path)

@@ -176,28 +176,24 @@ func (d *Daemon) Client(ctx context.Context) (*client.Client, error) {
 	return c, nil
 }
 
-// Kill ends the daemon as a crash would, and waits for it.
+// Kill ends the daemon as a crash would, and waits for it, but not for a thread of it
+// that waits for an answer from its own mount, for ever: the kernel has sent the
+// request, and nobody is left to answer. That is the next daemon's to end, or Remove's.
 func (d *Daemon) Kill() {
 	if d.cmd == nil || d.cmd.Process == nil {
 		return
 	}
 	d.cmd.Process.Kill() // an error means that it ended already
-	select {
-	case <-d.exited:
-	case <-time.After(killTimeout):
-		d.abortMounts()
-		<-d.exited
+	if d.Ended(killTimeout) {
+		d.polling.Wait()
 	}
-	d.polling.Wait()
 	d.cmd = nil
 }
 
 // killTimeout is more than a killed process needs to end by itself.
 const killTimeout = 3 * time.Second
 
-// abortMounts ends the FUSE connections of a daemon that is killed. A thread of it
-// that waits for an answer from its own mount would wait for ever, and keep the
-// connection open: the kernel has sent the request, and nobody is left to answer.
+// abortMounts ends the FUSE connections of a daemon that was killed.
 func (d *Daemon) abortMounts() {
 	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.Root))
 	if err != nil {
@@ -284,6 +280,11 @@ func (d *Daemon) Mounts() ([]string, error) {
 // Remove detaches whatever is mounted in the root of a stopped daemon and, when
 // StartDaemon made the root, deletes it. A log that StartDaemon placed goes too.
 func (d *Daemon) Remove() error {
+	if d.Pid != 0 && !d.Ended(0) {
+		d.abortMounts()
+		<-d.exited
+		d.polling.Wait()
+	}
 	mounts, err := d.Mounts()
 	errs := []error{err}
 	for _, m := range mounts {

@@ -94,10 +94,3 @@ func (h *holds) close() error {
 	}
 	return errors.Join(errs...)
 }
-
-// count is the number of layers held.
-func (h *holds) count() int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(h.mu.byID)
-}

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"path"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -281,13 +280,6 @@ func (r *Reader) readMember(m uint32) error {
 		r.kept += int64(len(data))
 		return true
 	})
-}
-
-// Names lists a tree's paths in order.
-func (t Tree) Names() []string {
-	names := slices.Collect(maps.Keys(t))
-	sort.Strings(names)
-	return names
 }
 
 func parentOf(name string) string {

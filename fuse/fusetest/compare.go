@@ -48,25 +48,6 @@ func CompareTree(t testing.TB, dir string, layer io.Reader, opts CompareOptions)
 	report(t, estargztest.Compare(want, got))
 }
 
-// CompareDirs compares two directory trees as CompareTree does, link counts of
-// directories aside, which file systems count differently; a is what is tested, b
-// what it should be.
-func CompareDirs(t testing.TB, a, b string) {
-	t.Helper()
-	got, err := readDir(a, "", false)
-	if err != nil {
-		t.Fatalf("tree: %v", err)
-	}
-	want, err := readDir(b, "", false)
-	if err != nil {
-		t.Fatalf("tree: %v", err)
-	}
-	dropDirLinks(want)
-	dropDirLinks(got)
-	forgiveSeconds(want, got)
-	report(t, estargztest.Compare(want, got))
-}
-
 // merge takes away what an overlay hides.
 func merge(tree estargztest.Tree) {
 	for name, n := range tree {

@@ -97,33 +97,14 @@ func locked(ctx context.Context, name string, f func() error) error {
 	}
 }
 
-var output struct {
-	sync.Mutex
-	f func(format string, args ...any)
-}
+var output sync.Mutex
 
-// SetLog directs the progress messages of this package (one line each, without
-// its end) to f; nil makes it silent. Standard error is the default. It may be
+// Logf reports progress on standard error, one line each, without its end. It may be
 // called at any time.
-func SetLog(f func(format string, args ...any)) {
-	output.Lock()
-	defer output.Unlock()
-	if f == nil {
-		f = func(string, ...any) {}
-	}
-	output.f = f
-}
-
-// Logf reports progress to whoever SetLog named.
 func Logf(format string, args ...any) {
 	output.Lock()
-	f := output.f
-	output.Unlock()
-	if f == nil {
-		fmt.Fprintf(os.Stderr, "# "+format+"\n", args...)
-		return
-	}
-	f(format, args...)
+	defer output.Unlock()
+	fmt.Fprintf(os.Stderr, "# "+format+"\n", args...)
 }
 
 // exists says whether path names something.

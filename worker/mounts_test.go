@@ -79,9 +79,21 @@ func TestTidy(t *testing.T) {
 	require.NoError(t, content.WriteBlob(ctx, store, "unknown", bytes.NewReader(body), unknown))
 	_, err = w.parts.storage.snapshotter.Prepare(ctx, "buildkit/77/unknown", "")
 	require.NoError(t, err)
-	half := filepath.Join(dir, contentDir, "ingest", "half")
-	require.NoError(t, os.MkdirAll(half, 0o755))
-	require.NoError(t, os.WriteFile(filepath.Join(half, "ref"), []byte("x"), 0o600))
+	// Halves of writes: one that will go on, and what a power cut leaves.
+	begun, err := mdb.ContentStore().Writer(lctx, content.WithRef("begun"))
+	require.NoError(t, err)
+	_, err = begun.Write([]byte("half"))
+	require.NoError(t, err)
+	require.NoError(t, begun.Close())
+	var lost []string
+	for name, files := range map[string][]string{"no data": {"ref"}, "no reference": {"data"}, "an empty reference": {"data", "ref"}} {
+		half := filepath.Join(dir, contentDir, "ingest", digest.FromString(name).Encoded())
+		require.NoError(t, os.MkdirAll(half, 0o755))
+		for _, file := range files {
+			require.NoError(t, os.WriteFile(filepath.Join(half, file), nil, 0o600))
+		}
+		lost = append(lost, half)
+	}
 	require.NoError(t, w.Close())
 	require.NoFileExists(t, filepath.Join(dir, inUseFile))
 	_, err = begin(dir) // it was killed
@@ -90,7 +102,12 @@ func TestTidy(t *testing.T) {
 	w, err = New(t.Context(), testOptions(t, root, Stargz))
 	require.NoError(t, err)
 	defer w.Close()
-	require.NoDirExists(t, half)
+	for _, half := range lost {
+		require.NoDirExists(t, half)
+	}
+	st, err := w.parts.dbs.containerd.ContentStore().Status(lctx, "begun")
+	require.NoError(t, err)
+	require.EqualValues(t, 4, st.Offset)
 	_, err = store.Info(ctx, unknown.Digest)
 	require.True(t, cerrdefs.IsNotFound(err), err)
 	_, err = w.parts.storage.snapshotter.Stat(ctx, "buildkit/77/unknown")

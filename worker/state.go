@@ -130,8 +130,9 @@ func (d *databases) tidy(ctx context.Context, dir, snapshotter string) error {
 	return err
 }
 
-// removeHalfIngests removes what a power cut leaves of writes that had ended: the local
-// content store overlooks a write without its data.
+// removeHalfIngests removes what a power cut leaves of writes: the local content store
+// overlooks one without its data, and knows one only by the reference in it, whose
+// digest is the directory's name and whose bytes may be lost.
 func removeHalfIngests(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -139,7 +140,10 @@ func removeHalfIngests(dir string) error {
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if _, err := os.Lstat(filepath.Join(path, "data")); !errors.Is(err, os.ErrNotExist) {
+		_, err := os.Lstat(filepath.Join(path, "data"))
+		ref, refErr := os.ReadFile(filepath.Join(path, "ref"))
+		lost := errors.Is(refErr, os.ErrNotExist) || refErr == nil && digest.FromBytes(ref).Encoded() != e.Name()
+		if !errors.Is(err, os.ErrNotExist) && !lost {
 			continue
 		}
 		if err := os.RemoveAll(path); err != nil {

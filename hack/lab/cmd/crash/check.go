@@ -175,8 +175,8 @@ func (r *trial) empty(ctx context.Context) error {
 		return err
 	}
 	if len(orphans) > 0 {
-		err := errors.Join(r.daemon.Stop(), r.databases())
-		return fmt.Errorf("files are left that nothing explains:\n%s\n%w", strings.Join(orphans, "\n"), err)
+		err := fmt.Errorf("files are left that nothing explains:\n%s", strings.Join(orphans, "\n"))
+		return errors.Join(err, r.daemon.Stop(), r.databases())
 	}
 	d := r.daemon
 	if err := d.Stop(); err != nil {

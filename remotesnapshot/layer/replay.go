@@ -21,6 +21,10 @@ const knownMisses = 8
 // read in about this order, and a step that waits for the network leaves processors
 // to it.
 func (l *Layer) Replay(ctx context.Context, ranges, order []Range) {
+	if _, err := l.Acquire(); err != nil {
+		return // closed meanwhile
+	}
+	defer l.Release()
 	coming := l.absentMembers(order)
 	ranges = slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool {
 		return r.Off < 0 || r.Size <= 0 || r.Off >= l.toc.BlobSize() || l.blob.Present(r.Off, r.Size)

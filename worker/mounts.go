@@ -56,13 +56,9 @@ const lookPrefix = "buildkit-mount"
 // sweepLooks detaches overlays of the snapshots of the worker in dir through which an
 // earlier process has looked, in tmp: they keep its FUSE mounts for ever.
 func sweepLooks(dir, tmp string) error {
-	tmp, err := filepath.EvalSymlinks(tmp) // the kernel lists real paths, but options as they were given
+	tmp, found, err := mountsBelow(tmp) // but their options are as they were given
 	if err != nil {
-		return nil
-	}
-	found, err := mountinfo.GetMounts(mountinfo.PrefixFilter(tmp))
-	if err != nil {
-		return fmt.Errorf("list mounts under %s: %w", tmp, err)
+		return err
 	}
 	for _, m := range found {
 		if m.FSType != "overlay" || filepath.Dir(m.Mountpoint) != tmp || !strings.HasPrefix(filepath.Base(m.Mountpoint), lookPrefix) ||
@@ -78,15 +74,44 @@ func sweepLooks(dir, tmp string) error {
 	return nil
 }
 
+// mountsBelow lists the mounts on a directory, which need not exist, and below it. The
+// kernel lists real paths: real is the directory's.
+func mountsBelow(dir string) (real string, found []*mountinfo.Info, err error) {
+	real, err = filepath.EvalSymlinks(dir)
+	if err != nil {
+		return dir, nil, nil
+	}
+	found, err = mountinfo.GetMounts(mountinfo.PrefixFilter(real))
+	if err != nil {
+		return real, nil, fmt.Errorf("list mounts under %s: %w", real, err)
+	}
+	return real, found, nil
+}
+
+// EndConnections ends the FUSE connections whose mount points are below a state
+// directory: whoever waits for an answer from one gets an error.
+func EndConnections(root string) error {
+	_, found, err := mountsBelow(root)
+	if err != nil {
+		return err
+	}
+	for _, m := range found {
+		if m.FSType != "fuse" && !strings.HasPrefix(m.FSType, "fuse.") {
+			continue
+		}
+		// Forced, it aborts before it looks whether the mount is busy.
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EBUSY {
+			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
+		}
+	}
+	return nil
+}
+
 // detachBelow detaches all mounts below a directory, which need not exist.
 func detachBelow(dir string) error {
-	dir, err := filepath.EvalSymlinks(dir) // the kernel lists real paths
+	dir, found, err := mountsBelow(dir)
 	if err != nil {
-		return nil
-	}
-	found, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return fmt.Errorf("list mounts under %s: %w", dir, err)
+		return err
 	}
 	// The innermost first: a detached outer mount would hide them.
 	slices.SortFunc(found, func(a, b *mountinfo.Info) int {

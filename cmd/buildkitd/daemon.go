@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/gofrs/flock"
@@ -132,20 +131,15 @@ func lockRoot(cfg *config.Config) (unlock func(), err error) {
 		return nil, fmt.Errorf("failed to create %s: %w", root, err)
 	}
 	path := filepath.Join(root, "buildkitd.lock")
-	var dying time.Time // until when to wait for one that was killed
-	for tries := 0; tries < lockTries; {
+	for range lockTries {
 		lock := flock.New(path)
 		locked, err := lock.TryLock()
 		if err != nil {
 			return nil, fmt.Errorf("could not lock %s: %w", path, err)
 		}
 		if !locked {
-			if dying.IsZero() && endDying(root, path) {
-				dying = time.Now().Add(dyingWait)
-			}
 			lock.Close()
-			if time.Now().Before(dying) {
-				time.Sleep(10 * time.Millisecond)
+			if endDying(root, path) {
 				continue
 			}
 			break
@@ -157,13 +151,13 @@ func lockRoot(cfg *config.Config) (unlock func(), err error) {
 				lock.Unlock()
 			}, nil
 		}
-		tries++
 		lock.Close() // a daemon that ended at this moment has removed it: the next may be another's
 	}
 	return nil, fmt.Errorf("could not lock %s, another instance running?", path)
 }
 
-// lockTries is how often a lock file may vanish while it is locked.
+// lockTries is how often a lock file may vanish while it is locked, or be one of a
+// daemon that was killed.
 const lockTries = 10
 
 // isFileAt says whether the locked file is the one that others will find at path.

@@ -11,50 +11,39 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/util/bklog"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/lazykit/lazykit/worker"
 )
 
-// A daemon that is killed while a thread of it reads from its own FUSE mount, as when
-// it hashes what a COPY takes from a lazy base, does not end. The kernel waits for the
-// answer to what it has sent, whatever signal comes, nobody is left to answer, and the
-// thread that waits keeps the connection open, and the lock of the state directory.
-// (From Linux 6.14 on the sysctl fs.fuse.default_request_timeout ends it.) So the
-// next daemon ends the connection of one that is dying.
+// A daemon that is killed while a thread of it waits for an answer from its own FUSE
+// mount, as when it looks up names for the hash of a COPY from a lazy base, does not
+// end. The kernel waits for the answer to what it has sent, whatever signal comes,
+// nobody is left to answer, and the thread that waits keeps the connection open, and
+// the lock of the state directory. (From Linux 6.14 on the sysctl
+// fs.fuse.default_request_timeout ends it.) So the next daemon ends the connections of
+// one that is dying.
 
 // dyingWait is how long a killed daemon may take to end without its connections.
 const dyingWait = 10 * time.Second
 
 // endDying ends the FUSE connections below root if the process that has locked path
-// was killed, and says whether that was so. It leaves a living one alone.
+// was killed, and says whether the lock is free then. It leaves a living one alone.
 func endDying(root, path string) bool {
 	pid, err := lockedBy(path)
 	if err != nil || !isDying(pid) {
 		return false
 	}
 	bklog.L.Warnf("process %d was killed and has not ended: ending the FUSE connections below %s", pid, root)
-	if err := abortBelow(root); err != nil {
+	if err := worker.EndConnections(root); err != nil {
 		bklog.L.WithError(err).Warn("FUSE connections can't be ended")
 	}
-	return true
-}
-
-// abortBelow ends the FUSE connections whose mount points are below root.
-func abortBelow(root string) error {
-	found, err := mountinfo.GetMounts(mountinfo.PrefixFilter(root))
-	if err != nil {
-		return fmt.Errorf("list the mounts below %s: %w", root, err)
-	}
-	for _, m := range found {
-		if m.FSType != "fuse" && !strings.HasPrefix(m.FSType, "fuse.") {
-			continue
-		}
-		// Forced, it aborts before it looks whether the mount is busy.
-		if err := unix.Unmount(m.Mountpoint, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EBUSY {
-			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
+	for deadline := time.Now().Add(dyingWait); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if now, err := lockedBy(path); err != nil || now != pid {
+			return true
 		}
 	}
-	return nil
+	return false
 }
 
 // lockedBy returns the process that holds a flock on a file (see proc_locks(5)).

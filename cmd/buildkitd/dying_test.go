@@ -15,6 +15,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/lazykit/lazykit/worker"
 )
 
 // runStuck in the environment makes the test binary a process that has locked the
@@ -61,7 +63,7 @@ func stuck(t *testing.T) (root string, cmd *exec.Cmd) {
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
-		abortBelow(root)
+		worker.EndConnections(root)
 		cmd.Process.Kill()
 		cmd.Wait()
 		found, err := mountinfo.GetMounts(mountinfo.PrefixFilter(root))
@@ -86,7 +88,9 @@ func TestKilledDaemonIsEnded(t *testing.T) {
 	require.NoError(t, err, "it has not ended, or this tests nothing")
 	require.Equal(t, cmd.Process.Pid, pid)
 
-	unlock, err := lockRoot(&config.Config{Root: root})
+	link := filepath.Join(t.TempDir(), "link") // the kernel lists mounts by their real paths
+	require.NoError(t, os.Symlink(root, link))
+	unlock, err := lockRoot(&config.Config{Root: link})
 	require.NoError(t, err)
 	unlock()
 }

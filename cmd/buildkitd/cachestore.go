@@ -19,23 +19,21 @@ type cacheKeys struct{ solver.CacheKeyStorage }
 
 // AddResult is that of solver.CacheKeyStorage without an error.
 func (s cacheKeys) AddResult(id string, res solver.CacheResult) error {
-	s.note(s.CacheKeyStorage.AddResult(id, res), res.ID)
+	notCached(res.ID, s.CacheKeyStorage.AddResult(id, res))
 	return nil
 }
 
 // AddLink is that of solver.CacheKeyStorage without an error.
 func (s cacheKeys) AddLink(id string, link solver.CacheInfoLink, target string) error {
-	s.note(s.CacheKeyStorage.AddLink(id, link, target), target)
+	notCached(target, s.CacheKeyStorage.AddLink(id, link, target))
 	return nil
 }
 
-func (cacheKeys) note(err error, what string) {
-	if err != nil {
-		notCached(what, err)
-	}
-}
-
+// notCached says why something was not written, if it was not.
 func notCached(what string, err error) {
+	if err == nil {
+		return
+	}
 	bklog.L.WithError(err).Warnf("the build cache can't be written: %s will not be found in it", what)
 }
 

@@ -36,7 +36,7 @@ func (g *givers) blame(s span, lies *map[string]int) (hosts []string) {
 		if !o.overlaps(s) {
 			return false
 		}
-		if !blamed[o.from] && !slices.Contains(hosts, o.host) {
+		if !slices.Contains(hosts, o.host) {
 			hosts = append(hosts, o.host)
 		}
 		blamed[o.from] = true

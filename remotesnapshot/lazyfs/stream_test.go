@@ -84,7 +84,7 @@ func TestStreamOfWrongBytesNeverEnds(t *testing.T) {
 	require.NoError(t, err)
 	defer r.Close()
 	_, err = all(r)
-	require.True(t, cerrdefs.IsDataLoss(err) || errors.As(err, new(net.Error)), "%v", err)
+	require.True(t, cerrdefs.IsDataLoss(err) || errors.Is(err, errWasWrong{}), "%v", err)
 }
 
 func TestStreamSaysThatBytesWereWrong(t *testing.T) {

@@ -111,7 +111,12 @@ func (r *record) finalize(ctx context.Context) (mut *record, err error) {
 	}
 	if err := m.sn.Commit(ctx, r.snapshotID(), mut.snapshotID()); err != nil {
 		m.unlease(ctx, id)
-		return nil, fmt.Errorf("finalize record %s: commit snapshot %s: %w", id, mut.snapshotID(), err)
+		err = fmt.Errorf("finalize record %s: commit snapshot %s: %w", id, mut.snapshotID(), err)
+		if ok, serr := m.hasSnapshot(context.WithoutCancel(ctx), mut); serr == nil && !ok {
+			m.lose(r, mut)
+			err = fmt.Errorf("%w: %w", errLost, err)
+		}
+		return nil, err
 	}
 	r.mounted, mut.mounted = nil, nil
 	m.mu.Lock()
@@ -123,4 +128,20 @@ func (r *record) finalize(ctx context.Context) (mut *record, err error) {
 	var c change
 	drop(&c, keyTwin)
 	return mut, r.meta.commit(c)
+}
+
+// errLost is wrapped by the errors of records whose contents nobody can reach.
+var errLost = errors.New("the result of a step is lost, which the next build will make again")
+
+// lose takes twins out of the table whose snapshot is neither active nor committed:
+// where containerd's database can't be written, on a full disk, what it has noted of
+// a commit is rolled back, but not what its snapshotter has done. Nobody finds them
+// from now on, so that their step runs again. Those who hold them keep them until
+// they let go; then they are erased.
+func (m *Manager) lose(twins ...*record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range twins {
+		m.dropLocked(r)
+	}
 }

@@ -18,6 +18,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 var errInjected = errors.New("injected fault")
@@ -105,6 +107,20 @@ func (f *faults) call(name string) error {
 // locked, or a transaction is open.
 func underLock(call string) bool {
 	return strings.HasPrefix(call, "fs.") || call == "meta.commit"
+}
+
+// lateFaults stands below containerd's database, which rolls back what it has noted
+// of a commit when it can't be written: the snapshotter has committed by then.
+type lateFaults struct {
+	*remotesnapshot.Snapshotter
+	f *faults
+}
+
+func (s *lateFaults) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	if err := s.Snapshotter.Commit(ctx, name, key, opts...); err != nil {
+		return err
+	}
+	return s.f.call("fs.Committed")
 }
 
 type faultySnapshotter struct {

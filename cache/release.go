@@ -63,7 +63,7 @@ func (m *Manager) letGo(h *ref) (e ending) {
 		}
 	}
 	retain := mut.HasCachePolicyRetain() || mut.twin != nil && mut.twin.HasCachePolicyRetain()
-	if retain {
+	if retain && !mut.dead {
 		return e
 	}
 	e.touched = nil

@@ -171,7 +171,7 @@ func (w *world) start() {
 	must(err)
 	w.ctdDB, err = bolt.Open(filepath.Join(w.dir, "containerdmeta.db"), 0o600, &bolt.Options{NoSync: true})
 	must(err)
-	w.mdb = ctdmetadata.NewDB(w.ctdDB, store, map[string]snapshots.Snapshotter{name: w.remote})
+	w.mdb = ctdmetadata.NewDB(w.ctdDB, store, map[string]snapshots.Snapshotter{name: &lateFaults{Snapshotter: w.remote, f: w.faults}})
 	must(w.mdb.Init(ctx))
 	w.content = containerdsnapshot.NewContentStore(w.mdb.ContentStore(), testNamespace)
 	w.leases = leaseutil.WithNamespace(ctdmetadata.NewLeaseManager(w.mdb), testNamespace)

@@ -17,8 +17,8 @@ import (
 
 // fetchBlob brings a lazy layer's blob into the content store, and the blob's
 // labels with it. The caller may read the layer's sources (see grants) and has a
-// lease in ctx, in which the blob is kept, too. Callers that want the same blob share
-// the work.
+// lease in ctx, in which the blob is kept, too. Callers that want the same blob of the
+// same registries share the work.
 func (m *Manager) fetchBlob(ctx context.Context, r *record, handlers bkcache.DescHandlers, s bksession.Group) error {
 	blob := keyBlob.get(r.meta)
 	if blob == "" {
@@ -33,7 +33,11 @@ func (m *Manager) fetchBlob(ctx context.Context, r *record, handlers bkcache.Des
 	if err := m.keep(ctx, blobResource(blob)); err != nil {
 		return err
 	}
-	return m.alone(ctx, "fetch "+blob.String(), func(ctx context.Context) error {
+	from, err := m.registries(ctx, []*record{r}, handlers)
+	if err != nil {
+		return err
+	}
+	return m.alone(ctx, "fetch "+blob.String()+from, func(ctx context.Context) error {
 		desc, err := r.descriptor(ctx, handlers, true)
 		if err != nil {
 			return err

@@ -24,7 +24,8 @@ func (h *immutableRef) Extract(ctx context.Context, s bksession.Group) error {
 	if h.isLayer() && !keyBlobOnly.get(h.meta) {
 		return nil
 	}
-	grants, err := h.grants(ctx, h.record.ancestry())
+	all := h.record.ancestry()
+	grants, err := h.grants(ctx, all)
 	if err != nil {
 		return err
 	}
@@ -35,11 +36,15 @@ func (h *immutableRef) Extract(ctx context.Context, s bksession.Group) error {
 	} else if ok {
 		return grants.authorize(ctx, sessions)
 	}
+	from, err := h.m.registries(ctx, all, h.handlers)
+	if err != nil {
+		return err
+	}
 	// The rights are asked for while tables of contents are, which takes as long.
 	eg, egctx := errgroup.WithContext(ctx)
 	eg.Go(func() error { return grants.authorize(egctx, sessions) })
 	eg.Go(func() error {
-		return h.m.alone(egctx, "prepare "+h.ID(), func(ctx context.Context) error {
+		return h.m.alone(egctx, "prepare "+h.ID()+from, func(ctx context.Context) error {
 			return (&preparation{m: h.m, ref: h.ref, sessions: s}).run(ctx)
 		})
 	})

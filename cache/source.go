@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/pkg/reference"
 	cerrdefs "github.com/containerd/errdefs"
 	bkcache "github.com/moby/buildkit/cache"
 	bksession "github.com/moby/buildkit/session"
@@ -108,6 +109,31 @@ func (m *Manager) usable(ctx context.Context, r *record, handlers bkcache.DescHa
 		return nil, err
 	}
 	return list, err
+}
+
+// registries names those that a build with these handlers reads the layers from
+// first. Work that is done by one build for others, too, is shared among those with
+// the same ones only: a registry that is dead or slow does not hold up who need not
+// ask it. What they fetch meets below, in the store of blobs, where each brings its
+// own hosts.
+func (m *Manager) registries(ctx context.Context, layers []*record, handlers bkcache.DescHandlers) (string, error) {
+	var names []string
+	for _, r := range layers {
+		list, err := m.usable(ctx, r, handlers)
+		if err != nil {
+			return "", err
+		}
+		if len(list) == 0 {
+			continue
+		}
+		spec, err := reference.Parse(list[0].Reference)
+		if err != nil {
+			continue // who asks for it says why
+		}
+		names = appendNew(names, " from "+spec.Hostname())
+	}
+	slices.Sort(names)
+	return strings.Join(names, ""), nil
 }
 
 // isLazy says that the layer's blob is not here, or that its snapshot is served

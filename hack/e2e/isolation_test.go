@@ -9,9 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazykit/lazykit/hack/lab"
+	"github.com/lazykit/lazykit/hack/lab/fault"
 )
 
 // freezer is a way to a server that can be frozen: connections stay open and
@@ -161,4 +163,49 @@ RUN cat /bin/cat > /dev/null; sleep 0; echo shell-is-up; sleep 5; for f in /data
 	require.Less(t, time.Since(start), 10*time.Second)
 	cancel()
 	require.Error(t, <-ended, "the build on the dead registry can't have succeeded")
+}
+
+// Two registries have images on the same base. A build waits for the one that hangs;
+// another build, of the other one, does not wait with it, though it wants the same
+// layers. (Of the very same image it would: BuildKit's solver makes one step of both.)
+func TestSameLayersOfADeadRegistry(t *testing.T) {
+	privileged(t)
+	for _, f := range []lab.Format{lab.EStargz, lab.Gzip} {
+		t.Run(string(f), func(t *testing.T) {
+			r, img := registry(t), image(t, f)
+			_, err := lab.Push(testContext(t), r.Direct, img)
+			require.NoError(t, err)
+			opts := fault.Options{Upstream: r.Direct, Seed: 1, Configs: []string{img.Config.Digest.String()}}
+			good, err := fault.New(opts)
+			require.NoError(t, err)
+			t.Cleanup(good.Close)
+			bad, err := fault.New(opts)
+			require.NoError(t, err)
+			t.Cleanup(bad.Close)
+			maker := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{r.Direct}})
+			build(t, maker, lab.BuildOptions{
+				Dockerfile: "FROM " + r.Direct + "/" + img.Tag() + "\nRUN echo more > /more\n",
+				Exports:    []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{"name": r.Direct + "/child:1", "push": "true"}}},
+			})
+
+			d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{good.Addr, bad.Addr}})
+			bad.Set(fault.Fault{On: []fault.Kind{fault.Data, fault.TOC}, Hang: true})
+			from := func(ref string) lab.BuildOptions {
+				return lab.BuildOptions{Dockerfile: "FROM " + ref + "\nRUN cat /etc/os-release && python3 -c 'import json'\n"}
+			}
+			ctx, cancel := context.WithCancel(testContext(t))
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() {
+				_, err := lab.Build(ctx, d.Addr, from(bad.Addr+"/"+img.Tag()))
+				ended <- err
+			}()
+			require.Eventually(t, func() bool { return bad.Hits() > 0 }, 30*time.Second, 10*time.Millisecond)
+			wall := build(t, d, from(good.Addr+"/child:1")).Wall
+			t.Logf("beside the one that hangs: %v", wall)
+			require.Less(t, wall, 30*time.Second, "and not the minutes that a read may wait")
+			cancel()
+			<-ended
+		})
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -103,6 +105,7 @@ const wholeTries = 4
 var errDropped = errors.New("bytes were dropped meanwhile")
 
 func (e *entry) completeRun(ctx context.Context, p Priority) error {
+	var liars []string
 	for try := 1; ; try++ {
 		ok, err := e.fetchAndHash(ctx, p)
 		if err == errDropped {
@@ -115,11 +118,21 @@ func (e *entry) completeRun(ctx context.Context, p Priority) error {
 		if ok {
 			return nil
 		}
-		if err := e.startOver(); err != nil {
+		hosts, err := e.startOver()
+		if err != nil {
 			return fmt.Errorf("complete blob %s: %w", e.dgst, err)
 		}
+		for _, h := range hosts {
+			if !slices.Contains(liars, h) {
+				liars = append(liars, h)
+			}
+		}
 		if try == wholeTries {
-			return fmt.Errorf("complete blob %s: contents do not match the digest, fetched %d times: %w", e.dgst, try, errdefs.ErrDataLoss)
+			from := ""
+			if len(liars) > 0 { // else all of it was on disk
+				from = " from " + strings.Join(liars, ", ")
+			}
+			return fmt.Errorf("complete blob %s: contents%s do not match the digest, fetched %d times: %w", e.dgst, from, try, errdefs.ErrDataLoss)
 		}
 	}
 }
@@ -204,14 +217,15 @@ func (e *entry) drain(ctx context.Context) error {
 }
 
 // startOver forgets all bytes and the size, and begins a new file: the old one
-// may have other names by now.
-func (e *entry) startOver() error {
+// may have other names by now. It returns the hosts that the bytes were from, as far
+// as that is known.
+func (e *entry) startOver() (hosts []string, err error) {
 	if err := os.Remove(e.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return nil, err
 	}
 	file, err := os.OpenFile(e.path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -219,9 +233,9 @@ func (e *entry) startOver() error {
 	e.mu.retired = append(e.mu.retired, e.mu.file) // reads may still use it
 	e.mu.file, e.mu.present, e.mu.local, e.mu.dirty = file, ranges{}, false, true
 	e.wrong.Add(1)
-	e.mu.givers.blame(span{0, unknownEnd}, &e.mu.lies)
+	hosts = e.mu.givers.blame(span{0, unknownEnd}, &e.mu.lies)
 	e.replanLocked()
-	return nil
+	return hosts, nil
 }
 
 // dropLocal verifies a local blob again and starts over when it is damaged. A
@@ -242,7 +256,7 @@ func (e *entry) dropLocal() {
 		return
 	}
 	if err == nil {
-		err = e.startOver()
+		_, err = e.startOver()
 	}
 	if err != nil {
 		e.store.opts.OnError(fmt.Errorf("drop blob %s: %w", e.dgst, err))

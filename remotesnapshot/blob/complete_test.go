@@ -65,6 +65,7 @@ func TestCompleteRefusesALyingRegistry(t *testing.T) {
 	b := r.open()
 	err := b.Complete(context.Background(), blob.Background)
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	require.ErrorContains(t, err, "contents from "+r.reg.Host()+" do not match")
 	require.ErrorContains(t, err, r.dgst.String())
 	require.EqualValues(t, 4*(mib-5), r.reg.Bytes(), "asked for a few times")
 	require.False(t, b.Local())

@@ -181,12 +181,22 @@ func (e *entry) addOrigin(o Origin) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	kept := []Origin{o}
+	if !slices.ContainsFunc(e.mu.origins, func(have Origin) bool { return have.Reference == o.Reference }) {
+		e.mu.added++
+	}
 	for _, have := range e.mu.origins {
 		if have.Reference != o.Reference && len(kept) < maxOrigins {
 			kept = append(kept, have)
 		}
 	}
 	e.mu.origins = kept
+}
+
+// origins is how many origins the blob has had.
+func (e *entry) origins() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mu.added
 }
 
 // maxOrigins bounds the origins kept of a blob; the oldest are forgotten.

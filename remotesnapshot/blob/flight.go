@@ -29,13 +29,17 @@ type flight struct {
 	bodyAt   time.Time // when the running request's body began, and where
 	bodyPos  int64
 	tries    attempts
-	patience int // attempts that timed out before a header came; for the flight's own goroutine
+
+	// Attempts that timed out before a header came, and that were ended to ask
+	// others; for the flight's own goroutine.
+	patience, calm int
 
 	mem  []byte // not nil: the bytes go there, past the disk
 	base int64  // offset of mem in the blob
 }
 
-// maxPatience is how often the time that a flight waits for a header doubles.
+// maxPatience is how often the time that a flight waits for a header, or leaves a
+// host when there are others, doubles.
 const maxPatience = 3
 
 func (f *flight) span() span { return span{f.pos, f.end} }
@@ -131,6 +135,7 @@ var errProgress = errors.New("part of the range arrived")
 // error that is lasting when all candidates gave such a one, and how long hosts
 // asked to be left alone.
 func (f *flight) round(ctx context.Context) (wait time.Duration, err error) {
+	known := f.e.origins()
 	cands, err := f.e.candidates(ctx)
 	if err != nil {
 		f.failed("hosts", err)
@@ -142,7 +147,10 @@ func (f *flight) round(ctx context.Context) (wait time.Duration, err error) {
 	}
 	var last error
 	asked, hope := false, error(nil)
-	for _, c := range cands {
+	for i, c := range cands {
+		others := func() bool {
+			return f.e.origins() != known || slices.ContainsFunc(cands[i+1:], func(o *candidate) bool { return o.host != c.host && o.host.ready() })
+		}
 		if _, until := c.host.state(); time.Now().Before(until) {
 			if left := time.Until(until); wait == 0 || left < wait {
 				wait = left
@@ -151,7 +159,7 @@ func (f *flight) round(ctx context.Context) (wait time.Duration, err error) {
 		}
 		asked = true
 		before := f.position()
-		err := f.try(ctx, c)
+		err := f.try(ctx, c, others)
 		if err == nil || f.over() {
 			return 0, nil
 		}

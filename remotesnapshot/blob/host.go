@@ -164,3 +164,9 @@ func (h *host) state() (avoid bool, notBefore time.Time) {
 	defer h.mu.Unlock()
 	return time.Now().Before(h.mu.avoid), h.mu.notBefore
 }
+
+// ready says that the host has not failed lately.
+func (h *host) ready() bool {
+	avoid, until := h.state()
+	return !avoid && time.Now().After(until)
+}

@@ -3,6 +3,9 @@ package blob_test
 import (
 	"bytes"
 	"context"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -83,4 +86,73 @@ func TestServerThatIsSlowToBegin(t *testing.T) {
 	r.reg.SetLatency(300 * time.Millisecond)
 	b := r.open()
 	r.reads(b, blob.Blocked, 0, 1000)
+}
+
+// waits notes the reasons why requests to a host have ended.
+type waits struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (w *waits) of(host string) func(blob.Request) {
+	return func(q blob.Request) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if q.Host == host && q.Err != nil {
+			w.list = append(w.list, q.Err.Error())
+		}
+	}
+}
+
+func (w *waits) get() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.list)
+}
+
+func TestOthersAreAskedSoon(t *testing.T) {
+	early := "no response header within 200ms"
+	t.Run("a mirror hangs", func(t *testing.T) {
+		r, w, m := newRig(t, mib), &waits{}, blobtest.New(t)
+		m.SetLatency(time.Hour)
+		r.opts.HeaderTimeout, r.opts.OnRequest = time.Second, w.of(m.Host())
+		b := r.openMirrored(m)
+		r.reads(b, blob.Blocked, 0, 1000)
+		require.Equal(t, []string{early}, w.get())
+	})
+	t.Run("nobody else has not failed", func(t *testing.T) {
+		r, w, m := newRig(t, mib), &waits{}, blobtest.New(t)
+		r.reg.Fault(blobtest.Fault{Status: 502, Times: 1})
+		r.opts.HeaderTimeout, r.opts.OnRequest = time.Second, w.of(m.Host())
+		m.AddBlob(r.data)
+		b := r.openMirrored(m)
+		hold := m.Fault(blobtest.Fault{Status: 503})
+		r.reads(b, blob.Blocked, 0, 1000) // both have failed now
+		hold.Clear()
+		m.SetLatency(400 * time.Millisecond)
+		r.reads(b, blob.Blocked, 500_000, 1000)
+		require.NotContains(t, strings.Join(w.get(), "\n"), early)
+	})
+	t.Run("another image brings another host", func(t *testing.T) {
+		r, w, m := newRig(t, mib), &waits{}, blobtest.New(t)
+		m.SetLatency(time.Hour)
+		r.opts.HeaderTimeout, r.opts.GiveUp, r.opts.OnRequest = 10*time.Second, time.Minute, w.of(m.Host())
+		s, err := blob.NewStore(r.opts)
+		require.NoError(t, err)
+		r.store = s
+		b, err := s.Open(r.dgst, m.Origin("repo:tag"))
+		require.NoError(t, err)
+		defer b.Close()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r.reads(b, blob.Blocked, 0, 1000)
+		}()
+		eventually(t, "a request", func() bool { return m.Requests() > 0 })
+		other, err := s.Open(r.dgst, r.reg.Origin("repo:tag"))
+		require.NoError(t, err)
+		defer other.Close()
+		<-done
+		require.Equal(t, []string{"no response header within 2s"}, w.get())
+	})
 }

@@ -54,7 +54,8 @@ type Options struct {
 	// HeaderTimeout bounds the wait for a response's header, StallTimeout the
 	// wait for the next KiB of its body, AuthTimeout one round of authorization
 	// (it may ask the user's credential helper). Afterwards the attempt has
-	// failed and the next host is asked. HeaderTimeout doubles with every attempt at
+	// failed and the next host is asked. Where there is one that has not failed, a
+	// fifth of the time has to do. HeaderTimeout doubles with every attempt at
 	// a range that ran into it, three times at most: a server may be slow to begin.
 	// 0: 10 s, 10 s and 30 s; the first two are at most a third of GiveUp.
 	HeaderTimeout time.Duration

@@ -12,8 +12,9 @@ import (
 )
 
 // try asks one candidate for what is left of the flight and takes what comes. It
-// returns nil when the flight has all its bytes or another flight brings them.
-func (f *flight) try(ctx context.Context, c *candidate) error {
+// returns nil when the flight has all its bytes or another flight brings them. When
+// others can be asked instead, c is given less time.
+func (f *flight) try(ctx context.Context, c *candidate, others func() bool) error {
 	f.e.mu.Lock()
 	f.host = c.host
 	f.e.mu.Unlock()
@@ -23,7 +24,7 @@ func (f *flight) try(ctx context.Context, c *candidate) error {
 	}
 	defer slots.release()
 	for {
-		err := f.exchange(ctx, c)
+		err := f.exchange(ctx, c, others)
 		switch {
 		case err == errAgain: // compared as they are: nothing wraps them
 			continue
@@ -49,8 +50,12 @@ func (f *flight) blame(c *candidate, err error) {
 		return
 	}
 	var slow *timeoutError
-	if errors.As(err, &slow) && slow.step == stepHeader && f.patience < maxPatience {
-		f.patience++
+	switch {
+	case !errors.As(err, &slow):
+	case slow.early:
+		f.calm = min(f.calm+1, maxPatience)
+	case slow.step == stepHeader:
+		f.patience = min(f.patience+1, maxPatience)
 	}
 	after := time.Duration(0)
 	if se != nil {
@@ -69,7 +74,7 @@ func (f *flight) dismiss() {
 }
 
 // exchange sends one request and takes its body.
-func (f *flight) exchange(ctx context.Context, c *candidate) (err error) {
+func (f *flight) exchange(ctx context.Context, c *candidate, others func() bool) (err error) {
 	r, ok := f.begin(c)
 	if !ok {
 		return nil
@@ -77,7 +82,7 @@ func (f *flight) exchange(ctx context.Context, c *candidate) (err error) {
 	defer f.pause()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	dog := &watchdog{cancel: cancel, patience: f.patience, most: f.e.store.opts.GiveUp / 3}
+	dog := &watchdog{cancel: cancel, patience: f.patience, most: f.e.store.opts.GiveUp / 3, others: others, calm: f.calm}
 	defer dog.stop()
 
 	rec := Request{Digest: f.e.dgst, Host: c.Host, Priority: f.priority(), Range: r.header()}

@@ -3,6 +3,7 @@ package blob
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -15,41 +16,94 @@ type watchdog struct {
 	// patience doubles the limit of stepHeader so many times, as long as it is below most.
 	patience int
 	most     time.Duration
+	// others says whether somebody else can be asked instead; then a step has a
+	// fraction of its limit, doubled calm times. It is called from goroutines of its
+	// own. nil: nobody.
+	others func() bool
+	calm   int
 
-	timer *time.Timer
-	step  string
-	limit time.Duration
+	mu struct {
+		sync.Mutex
+		step         string    // "": none
+		since        time.Time // its beginning, or the last sign of life
+		early, limit time.Duration
+		timer        *time.Timer
+		turn         int // of the timer
+	}
 }
+
+// haste is the part of a limit after which others are asked, if there are some.
+const haste = 5
 
 // timeoutError says which step of an attempt took too long.
 type timeoutError struct {
 	step  string
 	limit time.Duration
+	early bool // others were to be asked
 }
 
 func (e *timeoutError) Error() string { return fmt.Sprintf("no %s within %v", e.step, e.limit) }
 func (e *timeoutError) Timeout() bool { return true }
 
-// watch starts a step of the attempt that cancel ends, and ends the one before.
-// It is used by the goroutine of the attempt only.
+// watch starts a step of the attempt and ends the one before; the same step begins
+// anew.
 func (w *watchdog) watch(step string, limit time.Duration) {
+	early := min(limit/haste<<w.calm, limit)
 	if step == stepHeader {
 		limit = max(limit, min(limit<<w.patience, w.most))
 	}
-	if w.timer != nil && w.step == step {
-		w.timer.Reset(limit)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.since = time.Now()
+	if w.mu.step == step {
+		return // the timer that runs will see it
+	}
+	w.endLocked()
+	w.mu.step, w.mu.early, w.mu.limit = step, early, limit
+	w.waitLocked(limit)
+}
+
+// waitLocked looks again when the limit is reached, and before that at times when
+// others might be asked.
+func (w *watchdog) waitLocked(left time.Duration) {
+	if w.others != nil {
+		left = min(left, w.mu.early)
+	}
+	turn := w.mu.turn
+	w.mu.timer = time.AfterFunc(left, func() { w.look(turn) })
+}
+
+// look cancels the attempt if the step of that turn has taken too long.
+func (w *watchdog) look(turn int) {
+	hurry := w.others != nil && w.others()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mu.turn != turn {
 		return
 	}
-	w.stop()
-	err := &timeoutError{step, limit}
-	w.step, w.limit = step, limit
-	w.timer = time.AfterFunc(limit, func() { w.cancel(err) })
+	idle := time.Since(w.mu.since)
+	switch {
+	case idle >= w.mu.limit:
+		w.cancel(&timeoutError{step: w.mu.step, limit: w.mu.limit})
+	case hurry && idle >= w.mu.early:
+		w.cancel(&timeoutError{step: w.mu.step, limit: w.mu.early, early: true})
+	default:
+		w.waitLocked(w.mu.limit - idle)
+	}
 }
 
 // stop ends the last step.
 func (w *watchdog) stop() {
-	if w.timer != nil {
-		w.timer.Stop()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.endLocked()
+}
+
+func (w *watchdog) endLocked() {
+	w.mu.turn++
+	w.mu.step = ""
+	if w.mu.timer != nil {
+		w.mu.timer.Stop()
 	}
 }
 

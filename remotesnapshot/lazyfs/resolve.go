@@ -49,6 +49,12 @@ func (fs *FS) resolveEntry(ctx context.Context, e *entry, r request) error {
 	if e.content.layer.Load() != nil {
 		return fs.refresh(r)
 	}
+	// Who joins brings another place to ask: the first one's may be dead.
+	b, err := fs.openBlob(r.Digest, r.Reference)
+	if err != nil {
+		return err
+	}
+	defer closeQuietly(b)
 	return fs.calls.do(ctx, e.key, func(ctx context.Context) error {
 		// The caller may leave before the work ends.
 		fs.retain(e)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -37,6 +38,7 @@ type faults struct {
 	log   []string
 
 	ignore map[string]bool // calls that are not counted
+	broken []string        // calls that fail each time
 
 	gates map[string]chan struct{}
 	at    chan string // gets what has reached a gate
@@ -48,6 +50,13 @@ type faults struct {
 // fail makes the n-th call from now fail.
 func (f *faults) fail(n int) {
 	f.arm(n, func(name string) error { return fmt.Errorf("%s: %w", name, errInjected) })
+}
+
+// breakCalls makes all calls of these names fail, and of no others.
+func (f *faults) breakCalls(names ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.broken = names
 }
 
 // cancel cancels at the n-th call, which goes on.
@@ -86,6 +95,9 @@ func (f *faults) call(name string) error {
 	f.mu.Lock()
 	each := f.each
 	var what func(string) error
+	if slices.Contains(f.broken, name) {
+		what = func(string) error { return fmt.Errorf("%s: %w", name, errInjected) }
+	}
 	if f.armed && !f.ignore[name] {
 		f.n++
 		f.log = append(f.log, name)

@@ -567,6 +567,9 @@ func (s *scenario) run(t *testing.T, w *world, n int, cancels bool) (more bool) 
 		if lost {
 			w.checkNothingLost()
 		}
+		if lost && w.lazy {
+			say("a snapshot can't be had again: %v", err)
+		}
 		if lost != errors.Is(err, errLost) || err != nil && !lost {
 			say("tried again: %v", err)
 		}

@@ -399,3 +399,61 @@ func TestStepsOnAMergeOfADiff(t *testing.T) {
 	w.checkFiles(two, "b", "c", "one", "two")
 	w.release(a, b, c, d, m, one, two)
 }
+
+// TestCommitThatIsNotNoted: containerd's database can't be written when a snapshot
+// has been committed. Nothing of it is lost, neither to the collector nor to another
+// process.
+func TestCommitThatIsNotNoted(t *testing.T) {
+	for _, then := range []string{"again", "collect", "restart", "write on"} {
+		t.Run(then, func(t *testing.T) {
+			w := newWorld(t, true)
+			base := w.pull(w.layerOf(lazyLayer, "l"))
+			mut, err := w.m.New(w.ctx(), base, group("s"), bkcache.CachePolicyRetain)
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := mut.ID()
+			w.write(mut, "step")
+			step, err := mut.Commit(w.ctx())
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Nor can anything else be on a full disk: nobody mends it at once.
+			w.faults.breakCalls("fs.Committed", "sn.Stat")
+			if err := step.Finalize(w.ctx()); !errors.Is(err, errInjected) {
+				t.Fatalf("a commit that is not noted: %v", err)
+			}
+			w.faults.breakCalls()
+			switch then {
+			case "collect":
+				w.release(w.step(base, "rubbish")) // or there is nothing to collect
+				w.collect()
+			case "restart":
+				w.release(step, base)
+				w.restart()
+				base, step = w.get(base.ID()), w.get(step.ID())
+			case "write on":
+				w.release(step)
+				mut, err := w.m.GetMutable(w.ctx(), id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.write(mut, "more")
+				if step, err = mut.Commit(w.ctx()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := step.Finalize(w.ctx()); err != nil {
+				t.Fatal(err)
+			}
+			files := []string{"l", "step"}
+			if then == "write on" {
+				files = []string{"l", "more", "step"}
+			}
+			w.checkFiles(step, files...)
+			w.release(step, base)
+			w.pruneAll()
+			w.checkEmpty()
+		})
+	}
+}

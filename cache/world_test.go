@@ -171,6 +171,9 @@ func (w *world) start() {
 	must(err)
 	w.ctdDB, err = bolt.Open(filepath.Join(w.dir, "containerdmeta.db"), 0o600, &bolt.Options{NoSync: true})
 	must(err)
+	if w.lazy { // else containerd's database has what containerd's snapshotters are to it
+		w.remote.KeptBy(w.ctdDB, name)
+	}
 	w.mdb = ctdmetadata.NewDB(w.ctdDB, store, map[string]snapshots.Snapshotter{name: &lateFaults{Snapshotter: w.remote, f: w.faults}})
 	must(w.mdb.Init(ctx))
 	w.content = containerdsnapshot.NewContentStore(w.mdb.ContentStore(), testNamespace)

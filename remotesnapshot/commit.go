@@ -3,6 +3,7 @@ package remotesnapshot
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -28,7 +29,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		return fmt.Errorf("commit snapshot %q: %w", key, err)
 	}
 	err = s.write(ctx, func(ctx context.Context) error {
-		committed, err := storage.CommitActive(ctx, key, name, usage, opts...)
+		committed, err := storage.CommitActive(ctx, key, name, usage, append(opts, withFormer(key))...)
 		if err == nil && committed != id {
 			err = fmt.Errorf("it was replaced meanwhile: %w", cerrdefs.ErrFailedPrecondition)
 		}
@@ -40,12 +41,33 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	return nil
 }
 
+// withFormer adds labelFormer.
+func withFormer(key string) snapshots.Opt {
+	return func(info *snapshots.Info) error {
+		labels := maps.Clone(info.Labels)
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[labelFormer] = key
+		info.Labels = labels
+		return nil
+	}
+}
+
 // Remove removes a snapshot that no other is based on. Once its record is gone
 // the call succeeds: a remote snapshot's layer is let go, a directory is deleted
 // now or, with AsyncRemove, by Cleanup.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	var id string
-	err := s.write(ctx, func(ctx context.Context) (err error) {
+	id, info, _, err := s.info(ctx, key)
+	if err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	if owed, err := s.isOwed(info); err != nil {
+		return fmt.Errorf("remove snapshot %q: %w", key, err)
+	} else if owed {
+		return fmt.Errorf("remove snapshot %q: containerd's database could not note that %q was committed as it: %w", key, info.Labels[labelFormer], cerrdefs.ErrFailedPrecondition)
+	}
+	err = s.write(ctx, func(ctx context.Context) (err error) {
 		id, _, err = storage.Remove(ctx, key)
 		return err
 	})

@@ -42,13 +42,27 @@ func (s *Snapshotter) read(ctx context.Context, f func(ctx context.Context) erro
 	return errors.Join(f(ctx), tx.Rollback())
 }
 
+// reading is read for a snapshot that may have to be revived for it.
+func (s *Snapshotter) reading(ctx context.Context, key string, f func(ctx context.Context) error) error {
+	err := s.read(ctx, f)
+	if !cerrdefs.IsNotFound(err) {
+		return err
+	}
+	if ok, rerr := s.revive(ctx, key); rerr != nil {
+		return rerr // it is not known whether there is one
+	} else if !ok {
+		return err
+	}
+	return s.read(ctx, f)
+}
+
 // write runs f in the write transaction and commits it unless f fails.
 func (s *Snapshotter) write(ctx context.Context, f func(ctx context.Context) error) error {
 	ctx, tx, err := s.meta.TransactionContext(ctx, true)
 	if err != nil {
 		return err
 	}
-	if err := f(ctx); err != nil {
+	if err := f(context.WithValue(ctx, transaction{}, tx)); err != nil {
 		return errors.Join(err, tx.Rollback())
 	}
 	if err := tx.Commit(); err != nil {
@@ -57,12 +71,23 @@ func (s *Snapshotter) write(ctx context.Context, f func(ctx context.Context) err
 	return nil
 }
 
+// transaction is the context's key of a write transaction: containerd's own is not
+// exported.
+type transaction struct{}
+
+// transactionOf returns the transaction of write that ctx is in.
+func transactionOf(ctx context.Context) (*bolt.Tx, bool) {
+	tx, ok := ctx.Value(transaction{}).(*bolt.Tx)
+	return tx, ok
+}
+
 // info is storage.GetInfo in a transaction of its own.
 func (s *Snapshotter) info(ctx context.Context, key string) (id string, info snapshots.Info, usage snapshots.Usage, err error) {
-	err = s.read(ctx, func(ctx context.Context) error {
+	get := func(ctx context.Context) error {
 		id, info, usage, err = storage.GetInfo(ctx, key)
 		return err
-	})
+	}
+	err = s.reading(ctx, key, get)
 	if err != nil {
 		err = fmt.Errorf("snapshot %q: %w", key, err)
 	}

@@ -43,6 +43,7 @@ type Snapshotter struct {
 	indexed bool // the kernel's overlayfs knows index=
 	dirs    dirs
 	holds   holds
+	keeper  keeper
 
 	sweep struct {
 		stop context.CancelFunc

@@ -19,6 +19,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
 // Names in the worker's directory; see the package comment.
@@ -63,6 +65,9 @@ func openDatabases(ctx context.Context, dir, name string, sn snapshots.Snapshott
 			b.Close()
 		}
 	}()
+	if s, ok := sn.(*remotesnapshot.Snapshotter); ok {
+		s.KeptBy(b, name)
+	}
 	mdb := ctdmetadata.NewDB(b, blobs, map[string]snapshots.Snapshotter{name: sn})
 	if err := mdb.Init(ctx); err != nil {
 		return nil, fmt.Errorf("initialise %s: %w", file, err)

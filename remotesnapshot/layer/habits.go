@@ -12,21 +12,21 @@ package layer
 // A file in a directory that nothing was read from yet is another matter, and
 // counted by itself: python reads 4 in 100 of those, go build 47.
 //
-// Replays of the recorded builds chose the figures below; not the best ones for
-// these builds, which owe much to chance, but such that changing all of them at
-// random by a fifth changes little. Such as do best for two of the builds are for
-// the other two no better than most that were tried: there is little left to be
-// gained by tuning. What counts more than any figure is that what was fetched counts
-// as unread at once: to wait and see lets a few early hits open windows of
-// megabytes. Before, windows had lengths that doubled where most of one was read;
-// a replay needs
+// What may be fetched for nothing is a choice: on a fast link a round trip is worth
+// megabytes, but somebody pays for the bytes. The figures below keep what a build
+// receives within 1.6 times what it reads, and go as far as that for the build which
+// reads the most scattered files, python. Beyond that, replays of the recorded builds
+// did not choose the best figures for these builds, which owe much to chance. What
+// counts more than any figure is that what was fetched counts as unread at once: to
+// wait and see lets a few early hits open windows of megabytes. A replay needs, with
+// a request worth 32 KiB and 64 KiB to waste, and with what is below:
 //
 //	          requests        MB that nobody read
 //	          before  now     before  now
-//	python       118  114        3.8  3.1
-//	g++           86   77        2.6  2.3
-//	go           181  185        4.2  2.2
-//	node          41   38        0.2  1.9
+//	python       114   68        3.1  8.5
+//	g++           77   48        2.3  4.3
+//	go           185  136        2.2  5.3
+//	node          38   34        1.9  3.3
 //
 // To know the builds beforehand would take 46, 35, 47 and 21 requests for as many
 // bytes; to know only how much of each directory is read, 70, 51, 57 and 36.
@@ -34,11 +34,11 @@ const (
 	// requestWorth is how many bytes one more request is worth: a neighbour is
 	// taken when the chance that it spares a request is worth more than its
 	// bytes, as far as they will be for nothing.
-	requestWorth = 32 << 10
+	requestWorth = 128 << 10
 	// mayWaste is how many bytes of a window may be expected to be for nothing.
 	// It bounds what a wrong guess costs, where many files lie beside the one that
 	// is asked for.
-	mayWaste = 64 << 10
+	mayWaste = 1 << 20
 	// passBad is how much of a loss a window crosses to get at what is worth it.
 	passBad = 2 * requestWorth
 	// afterPart is the part of mayWaste for what comes after the member that is

@@ -205,10 +205,10 @@ func TestReplays(t *testing.T) {
 		requests int
 		wasted   int64
 	}{
-		{"python", 120, 3_400_000},
-		{"g++", 80, 2_400_000},
-		{"go", 195, 2_400_000},
-		{"node", 39, 2_000_000},
+		{"python", 72, 9_000_000},
+		{"g++", 51, 4_700_000},
+		{"go", 143, 5_700_000},
+		{"node", 37, 3_600_000},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := replay(layers, builds[tc.name], Options{}.withDefaults().Window)

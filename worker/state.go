@@ -107,13 +107,7 @@ const probeName = "lazykit-tidy"
 // not know: what a process before had made and not noted when it was killed. The
 // database's own collector looks for such things only in stores from which it has
 // removed something since it was opened.
-func (d *databases) tidy(ctx context.Context, dir, snapshotter string) error {
-	if err := removeHalfIngests(filepath.Join(dir, contentDir, "ingest")); err != nil {
-		return err
-	}
-	if err := removeChecks(filepath.Join(dir, contentDir)); err != nil {
-		return err
-	}
+func (d *databases) tidy(ctx context.Context, snapshotter string) error {
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	body := []byte(probeName)
 	desc := ocispecs.Descriptor{Digest: digest.FromBytes(body), Size: int64(len(body))}
@@ -135,8 +129,14 @@ func (d *databases) tidy(ctx context.Context, dir, snapshotter string) error {
 	return err
 }
 
-// removeHalfIngests removes what a power cut leaves of writes: the local content store
-// overlooks one without its data, and knows one only by the reference in it, whose
+// removeHalves removes what nobody writes to any more from the local content store's
+// directory. Nothing may be written there yet.
+func removeHalves(dir string) error {
+	return errors.Join(removeHalfIngests(filepath.Join(dir, "ingest")), removeChecks(dir))
+}
+
+// removeHalfIngests removes what a power cut, or a disk that could not be written,
+// leaves of writes: the local content store overlooks one without its data, and knows one only by the reference in it, whose
 // digest is the directory's name and whose bytes may be lost.
 func removeHalfIngests(dir string) error {
 	entries, err := os.ReadDir(dir)

@@ -117,8 +117,11 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
+	if err := removeHalves(filepath.Join(dir, contentDir)); err != nil {
+		bklog.G(ctx).WithError(err).Warn("can't remove halves of content writes that an earlier process left")
+	}
 	if !clean && opts.ProxyAddress == "" { // another process may not answer yet
-		if err := p.dbs.tidy(ctx, dir, p.storage.name); err != nil {
+		if err := p.dbs.tidy(ctx, p.storage.name); err != nil {
 			bklog.G(ctx).WithError(err).Warn("can't look for blobs and snapshots that an earlier process left")
 		}
 	}

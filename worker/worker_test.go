@@ -12,6 +12,7 @@ import (
 	"github.com/moby/buildkit/util/network/netproviders"
 	"github.com/moby/buildkit/util/resolver"
 	"github.com/moby/sys/mountinfo"
+	digest "github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -62,10 +63,21 @@ func TestNewAndClose(t *testing.T) {
 			require.NoError(t, w.Close())
 			require.NoError(t, w.Close(), "a second time")
 			requireNoMounts(t, root)
+			// An end as it should be, but for a disk that took no writes.
+			ingests := filepath.Join(StateDir(root, snapshotter), contentDir, "ingest")
+			half, whole := filepath.Join(ingests, "half"), filepath.Join(ingests, digest.FromString("whole").Encoded())
+			for path, files := range map[string][]string{half: {"data"}, whole: {"data", "ref"}} {
+				require.NoError(t, os.MkdirAll(path, 0o755))
+				for _, f := range files {
+					require.NoError(t, os.WriteFile(filepath.Join(path, f), []byte("whole"), 0o600))
+				}
+			}
 
 			w, err = New(t.Context(), testOptions(t, root, snapshotter))
 			require.NoError(t, err)
 			require.Equal(t, id, w.ID(), "the worker keeps its id")
+			require.NoDirExists(t, half)
+			require.DirExists(t, whole, "it can be gone on with")
 			w.Abort()
 			require.NoError(t, w.Close())
 			requireNoMounts(t, root)

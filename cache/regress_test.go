@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	cerrdefs "github.com/containerd/errdefs"
 	bkcache "github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/client"
@@ -456,4 +457,33 @@ func TestCommitThatIsNotNoted(t *testing.T) {
 			w.checkEmpty()
 		})
 	}
+}
+
+// TestCommitThatIsBeingNoted: a snapshot is asked for by its key after it has been
+// committed and before containerd's database has noted that.
+func TestCommitThatIsBeingNoted(t *testing.T) {
+	w := newWorld(t, true)
+	base := w.pull(w.layerOf(lazyLayer, "l"))
+	step := w.step(base, "step")
+	key := step.twinNow().snapshotID()
+	asked := make(chan error, 1)
+	w.faults.hook(func(name string) {
+		if name != "fs.Committed" {
+			return
+		}
+		go func() { _, err := w.snaps.Stat(w.ctx(), key); asked <- err }()
+		time.Sleep(50 * time.Millisecond)
+	})
+	if err := step.Finalize(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	w.faults.hook(nil)
+	if err := <-asked; !cerrdefs.IsNotFound(err) {
+		t.Errorf("snapshot that is committed: %v", err)
+	}
+	w.release(w.step(step, "more"))
+	w.checkFiles(step, "l", "step")
+	w.release(step, base)
+	w.pruneAll()
+	w.checkEmpty()
 }

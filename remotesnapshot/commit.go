@@ -15,9 +15,9 @@ import (
 
 // Commit makes the active snapshot key the committed snapshot name, and notes
 // its disk usage. The directory is measured before the transaction: nothing is
-// to write to it during Commit.
+// to write to it during Commit. containerd's database calls it in a transaction.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	id, info, _, err := s.info(ctx, key)
+	id, info, _, err := s.infoIn(ctx, key, true)
 	if err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
@@ -28,6 +28,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return fmt.Errorf("commit snapshot %q: %w", key, err)
 	}
+	s.keeper.begin(key)
 	err = s.write(ctx, func(ctx context.Context) error {
 		committed, err := storage.CommitActive(ctx, key, name, usage, append(opts, withFormer(key))...)
 		if err == nil && committed != id {

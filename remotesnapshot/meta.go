@@ -43,12 +43,12 @@ func (s *Snapshotter) read(ctx context.Context, f func(ctx context.Context) erro
 }
 
 // reading is read for a snapshot that may have to be revived for it.
-func (s *Snapshotter) reading(ctx context.Context, key string, f func(ctx context.Context) error) error {
+func (s *Snapshotter) reading(ctx context.Context, key string, inTransaction bool, f func(ctx context.Context) error) error {
 	err := s.read(ctx, f)
 	if !cerrdefs.IsNotFound(err) {
 		return err
 	}
-	if ok, rerr := s.revive(ctx, key); rerr != nil {
+	if ok, rerr := s.revive(ctx, key, inTransaction); rerr != nil {
 		return rerr // it is not known whether there is one
 	} else if !ok {
 		return err
@@ -83,11 +83,16 @@ func transactionOf(ctx context.Context) (*bolt.Tx, bool) {
 
 // info is storage.GetInfo in a transaction of its own.
 func (s *Snapshotter) info(ctx context.Context, key string) (id string, info snapshots.Info, usage snapshots.Usage, err error) {
+	return s.infoIn(ctx, key, false)
+}
+
+// infoIn is info; inTransaction says that the caller is in one of containerd's database.
+func (s *Snapshotter) infoIn(ctx context.Context, key string, inTransaction bool) (id string, info snapshots.Info, usage snapshots.Usage, err error) {
 	get := func(ctx context.Context) error {
 		id, info, usage, err = storage.GetInfo(ctx, key)
 		return err
 	}
-	err = s.reading(ctx, key, get)
+	err = s.reading(ctx, key, inTransaction, get)
 	if err != nil {
 		err = fmt.Errorf("snapshot %q: %w", key, err)
 	}

@@ -20,7 +20,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		sn    storage.Snapshot
 		chain []link
 	)
-	err := s.reading(ctx, key, func(ctx context.Context) (err error) {
+	err := s.reading(ctx, key, false, func(ctx context.Context) (err error) {
 		if sn, err = storage.GetSnapshot(ctx, key); err != nil {
 			return err
 		}

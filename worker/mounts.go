@@ -53,16 +53,20 @@ func sweepMounts(dir string) error {
 // through which the daemon itself looks at snapshots.
 const lookPrefix = "buildkit-mount"
 
-// sweepLooks detaches overlays of the snapshots of the worker in dir through which an
-// earlier process has looked, in tmp: they keep its FUSE mounts for ever.
+// sweepLooks detaches overlays and bind mounts of the snapshots of the worker in dir
+// through which an earlier process has looked, in tmp: they keep its FUSE mounts, and the
+// space of what is removed, for ever.
 func sweepLooks(dir, tmp string) error {
-	tmp, found, err := mountsBelow(tmp) // but their options are as they were given
+	tmp, found, err := mountsBelow(tmp)
+	if err != nil {
+		return err
+	}
+	isOf, err := mountsOf(dir)
 	if err != nil {
 		return err
 	}
 	for _, m := range found {
-		if m.FSType != "overlay" || filepath.Dir(m.Mountpoint) != tmp || !strings.HasPrefix(filepath.Base(m.Mountpoint), lookPrefix) ||
-			!strings.Contains(m.VFSOptions, "="+dir+"/") {
+		if filepath.Dir(m.Mountpoint) != tmp || !strings.HasPrefix(filepath.Base(m.Mountpoint), lookPrefix) || !isOf(m) {
 			continue
 		}
 		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
@@ -72,6 +76,33 @@ func sweepLooks(dir, tmp string) error {
 		_ = os.Remove(m.Mountpoint) // empty, and of no harm
 	}
 	return nil
+}
+
+// mountsOf returns what tells the mounts of something that lies below dir, wherever they
+// are: of overlays by their options, which are as they were given, and of bind mounts
+// by the root that the kernel shows, which is a path in their file system.
+func mountsOf(dir string) (func(*mountinfo.Info) bool, error) {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil, fmt.Errorf("mounts of %s: %w", dir, err)
+	}
+	under, err := mountinfo.GetMounts(mountinfo.ParentsFilter(real))
+	if err != nil {
+		return nil, fmt.Errorf("mounts of %s: %w", dir, err)
+	}
+	at := &mountinfo.Info{}
+	for _, m := range under { // one on another comes later
+		if len(m.Mountpoint) >= len(at.Mountpoint) {
+			at = m
+		}
+	}
+	root := filepath.Join(at.Root, strings.TrimPrefix(real, at.Mountpoint))
+	return func(m *mountinfo.Info) bool {
+		if m.FSType == "overlay" {
+			return strings.Contains(m.VFSOptions, "="+dir+"/")
+		}
+		return m.Major == at.Major && m.Minor == at.Minor && strings.HasPrefix(m.Root, root+"/")
+	}, nil
 }
 
 // mountsBelow lists the mounts on a directory, which need not exist, and below it. The

@@ -134,8 +134,8 @@ func TestSweepMounts(t *testing.T) {
 	require.Equal(t, foreign, left[0].Mountpoint)
 }
 
-// TestSweepLooks detaches overlays of the worker's own snapshots in the directory for
-// temporary files, and those of no other.
+// TestSweepLooks detaches overlays and bind mounts of the worker's own snapshots in the
+// directory for temporary files, and those of no other.
 func TestSweepLooks(t *testing.T) {
 	needRoot(t)
 	base := t.TempDir()
@@ -149,10 +149,22 @@ func TestSweepLooks(t *testing.T) {
 		t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
 		return at
 	}
-	mine := look(dir, "buildkit-mount1")
-	others := []string{look(other, "buildkit-mount2"), look(dir, "somebodys-3"), look(dir+"-not", "buildkit-mount4")}
+	bind := func(of, name string) string {
+		from, at := filepath.Join(of, "of "+name), filepath.Join(tmp, name)
+		require.NoError(t, os.MkdirAll(from, 0o700))
+		require.NoError(t, os.MkdirAll(at, 0o700))
+		require.NoError(t, unix.Mount(from, at, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+		require.NoError(t, os.Remove(from), "as snapshots are removed")
+		return at
+	}
+	mine := []string{look(dir, "buildkit-mount1"), bind(dir, "buildkit-mount5")}
+	others := []string{look(other, "buildkit-mount2"), look(dir, "somebodys-3"), look(dir+"-not", "buildkit-mount4"),
+		bind(other, "buildkit-mount6"), bind(dir+"-not", "buildkit-mount7"), bind(dir, "somebodys-8")}
 	require.NoError(t, sweepLooks(dir, tmp))
-	require.NoDirExists(t, mine)
+	for _, m := range mine {
+		require.NoDirExists(t, m)
+	}
 	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(tmp))
 	require.NoError(t, err)
 	require.Len(t, left, len(others))

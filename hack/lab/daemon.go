@@ -264,9 +264,10 @@ func (d *Daemon) Stop() error {
 	return errors.Join(errs...)
 }
 
-// Mounts are the mount points in the daemon's root, the latest first.
+// Mounts are the mount points in the daemon's root, and elsewhere those of what lies
+// there, the latest first.
 func (d *Daemon) Mounts() ([]string, error) {
-	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.Root))
+	infos, err := Mounts(d.Root)
 	if err != nil {
 		return nil, fmt.Errorf("list the mounts of %s: %w", d.Root, err)
 	}
@@ -277,7 +278,7 @@ func (d *Daemon) Mounts() ([]string, error) {
 	return mounts, nil
 }
 
-// Remove detaches whatever is mounted in the root of a stopped daemon and, when
+// Remove detaches whatever is mounted in, or from, the root of a stopped daemon and, when
 // StartDaemon made the root, deletes it. A log that StartDaemon placed goes too.
 func (d *Daemon) Remove() error {
 	if d.Pid != 0 && !d.Ended(0) {

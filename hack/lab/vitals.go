@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -18,7 +20,7 @@ type Vitals struct {
 	RssAnon    int64 // bytes of anonymous memory
 	FDs        int   // open file descriptors
 	Goroutines int
-	Mounts     int   // below its root, and overlays of what is there
+	Mounts     int   // below its root, and of what is there
 	Disk       int64 // bytes below its root, but for the databases and Held
 	Held       int64 // bytes of records that are in use and can't be pruned
 }
@@ -46,9 +48,7 @@ func (d *Daemon) Vitals(ctx context.Context) (v Vitals, err error) {
 	if err != nil {
 		return v, fmt.Errorf("vitals of buildkitd: %w", err)
 	}
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return !strings.HasPrefix(m.Mountpoint, d.Root+"/") && !strings.Contains(m.VFSOptions, "="+d.Root+"/"), false
-	})
+	mounts, err := Mounts(d.Root)
 	if err != nil {
 		return v, fmt.Errorf("vitals of buildkitd: its mounts: %w", err)
 	}
@@ -70,6 +70,28 @@ func (d *Daemon) Vitals(ctx context.Context) (v Vitals, err error) {
 	disk, err := DiskUsage(d.Root, func(rel string) bool { return strings.HasSuffix(rel, ".db") })
 	v.Disk = max(disk-v.Held, 0)
 	return v, err
+}
+
+// Mounts are those below a daemon's root, and those elsewhere of what lies there.
+func Mounts(root string) ([]*mountinfo.Info, error) {
+	all, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return nil, err
+	}
+	var on *mountinfo.Info // where root lies
+	for _, m := range all {
+		if mp := strings.TrimSuffix(m.Mountpoint, "/"); (root == mp || strings.HasPrefix(root, mp+"/")) && (on == nil || len(m.Mountpoint) >= len(on.Mountpoint)) {
+			on = m
+		}
+	}
+	if on == nil {
+		return nil, fmt.Errorf("no mount holds %s", root)
+	}
+	within := path.Join(on.Root, strings.TrimPrefix(root, on.Mountpoint)) + "/"
+	return slices.DeleteFunc(all, func(m *mountinfo.Info) bool {
+		bound := m.Major == on.Major && m.Minor == on.Minor && strings.HasPrefix(m.Root, within)
+		return !bound && !strings.HasPrefix(m.Mountpoint, root+"/") && !strings.Contains(m.VFSOptions, "="+root+"/")
+	}), nil
 }
 
 // Profile is one of Go's profiles of a daemon that was started with Debug, as text:

@@ -13,7 +13,6 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
-	"github.com/moby/sys/mountinfo"
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/lazykit/lazykit/hack/lab"
@@ -47,7 +46,7 @@ func (r *trial) check(ctx context.Context) error {
 
 // mounts are the two of the FUSE server, alive.
 func (r *trial) mounts() error {
-	found, err := mountinfo.GetMounts(mountinfo.PrefixFilter(r.root))
+	found, err := lab.Mounts(r.root)
 	if err != nil {
 		return err
 	}

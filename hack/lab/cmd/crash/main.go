@@ -143,7 +143,7 @@ func run(ctx context.Context, o options) error {
 		began := time.Now()
 		at, err := b.run(ctx, f)
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			break // what was done is worth a summary
 		}
 		done++
 		if at != "" {
@@ -157,6 +157,9 @@ func run(ctx context.Context, o options) error {
 		case o.verbose:
 			fmt.Printf("ok   %3d %4.1f s %s, at %s\n", done, time.Since(began).Seconds(), f, at)
 		}
+		if done%progressEvery == 0 && !o.verbose {
+			lab.Logf("%d runs in %.0f s, %d failed", done, time.Since(begin).Seconds(), failed)
+		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(tally)) {
 		fmt.Printf("%4d %s\n", tally[k], k)
@@ -165,7 +168,10 @@ func run(ctx context.Context, o options) error {
 	if failed > 0 {
 		return fmt.Errorf("%d of %d runs failed", failed, done)
 	}
-	return nil
+	return context.Cause(ctx)
 }
+
+// progressEvery is after how many runs a line says how far it is.
+const progressEvery = 10
 
 func indent(s string) string { return "\t" + strings.ReplaceAll(s, "\n", "\n\t") }

@@ -7,6 +7,7 @@ import (
 
 	bkcache "github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/util/bklog"
 )
 
 // Commit implements bkcache.MutableRef: the record's state becomes an immutable
@@ -110,13 +111,11 @@ func (r *record) finalize(ctx context.Context) (mut *record, err error) {
 		return nil, fmt.Errorf("finalize record %s: %w", id, err)
 	}
 	if err := m.sn.Commit(ctx, r.snapshotID(), mut.snapshotID()); err != nil {
-		m.unlease(ctx, id)
 		err = fmt.Errorf("finalize record %s: commit snapshot %s: %w", id, mut.snapshotID(), err)
-		if ok, serr := m.hasSnapshot(context.WithoutCancel(ctx), mut); serr == nil && !ok {
-			m.lose(r, mut)
-			err = fmt.Errorf("%w: %w", errLost, err)
+		if err := m.afterFailedCommit(context.WithoutCancel(ctx), r, mut, err); err != nil {
+			m.unlease(ctx, id)
+			return nil, err
 		}
-		return nil, err
 	}
 	r.mounted, mut.mounted = nil, nil
 	m.mu.Lock()
@@ -128,6 +127,22 @@ func (r *record) finalize(ctx context.Context) (mut *record, err error) {
 	var c change
 	drop(&c, keyTwin)
 	return mut, r.meta.commit(c)
+}
+
+// afterFailedCommit looks what a commit that has failed with err has left: nil when it
+// has been done nevertheless.
+func (m *Manager) afterFailedCommit(ctx context.Context, r, mut *record, err error) error {
+	active, aerr := m.hasSnapshot(ctx, mut)
+	committed, cerr := m.hasSnapshot(ctx, r)
+	switch {
+	case aerr != nil || cerr != nil || active:
+		return err
+	case committed:
+		bklog.G(ctx).WithError(err).Warn("cache: a snapshot was committed in spite of an error")
+		return nil
+	}
+	m.lose(r, mut)
+	return fmt.Errorf("%w: %w", errLost, err)
 }
 
 // errLost is wrapped by the errors of records whose contents nobody can reach.

@@ -28,7 +28,6 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return fmt.Errorf("commit snapshot %q: %w", key, err)
 	}
-	s.keeper.begin(key)
 	err = s.write(ctx, func(ctx context.Context) error {
 		committed, err := storage.CommitActive(ctx, key, name, usage, append(opts, withFormer(key))...)
 		if err == nil && committed != id {

@@ -3,10 +3,9 @@ package remotesnapshot
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -28,112 +27,44 @@ const labelFormer = "lazykit/former"
 
 // KeptBy says which database, opened at db, calls this snapshotter by name. Call it
 // before the database is used. Without it nothing is revived.
-func (s *Snapshotter) KeptBy(db *bolt.DB, name string) { s.keeper.db, s.keeper.name = db, name }
+func (s *Snapshotter) KeptBy(db *bolt.DB, name string) { s.keeper = keeper{db, name} }
 
 // keeper is containerd's metadata database, as far as the names of snapshots go.
 type keeper struct {
 	db   *bolt.DB
 	name string // of the snapshotter
-
-	mu      sync.Mutex
-	commits map[string]int // those whose transactions may be under way: key, number before
 }
 
-// noteWait bounds how long a snapshot that is asked for waits for the transaction to
-// end in which it was committed.
-const noteWait = time.Second
-
-// errUnsettled says that it is not known yet whether the database has noted a commit.
-var errUnsettled = fmt.Errorf("it was committed, and containerd's database may be noting that: %w", cerrdefs.ErrUnavailable)
-
-// begin notes that snapshot key will be committed in the transaction of the database
-// that is under way, and forgets those whose transactions have ended.
-func (k *keeper) begin(key string) {
-	if k.db == nil {
-		return
-	}
-	now, err := k.number()
-	if err != nil {
-		return // the database is closed
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for old, n := range k.commits {
-		if n < now {
-			delete(k.commits, old)
-		}
-	}
-	if k.commits == nil {
-		k.commits = map[string]int{}
-	}
-	k.commits[key] = now
-}
-
-// number is that of the database's last transaction that was written: it grows with
-// each, and not with one that was rolled back.
-func (k *keeper) number() (n int, err error) {
-	err = k.db.View(func(tx *bolt.Tx) error { n = tx.ID(); return nil })
-	return n, err
-}
-
-// unsettled says whether the transaction in which key was committed may be under way.
-func (k *keeper) unsettled(key string) (bool, error) {
-	k.mu.Lock()
-	n, ok := k.commits[key]
-	k.mu.Unlock()
-	if !ok {
-		return false, nil
-	}
-	now, err := k.number()
-	return n == now, err
-}
-
-// settle waits until the transaction in which key was committed has ended, as far as
-// there is one and it can be seen.
-func (k *keeper) settle(ctx context.Context, key string) error {
-	for begun := time.Now(); ; {
-		unsettled, err := k.unsettled(key)
-		switch {
-		case err != nil || !unsettled:
-			return err
-		case time.Since(begun) > noteWait:
-			return errUnsettled
-		}
-		select {
-		case <-time.After(time.Millisecond):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// has says whether the database has a snapshot that is called key here. It calls
-// one so: NAMESPACE/NUMBER/KEY, and notes that in its own bucket for KEY (the schema
-// is described in containerd's core/metadata/buckets.go).
-func (k *keeper) has(key string) (ok bool, err error) {
+// has says whether the database, as it was written last, has a snapshot that is called
+// key here.
+func (k keeper) has(key string) (ok bool, err error) {
 	if k.db == nil {
 		return false, nil
 	}
-	namespace, rest, _ := strings.Cut(key, "/")
-	_, theirs, found := strings.Cut(rest, "/")
-	if !found {
-		return false, nil
-	}
-	err = k.db.View(func(tx *bolt.Tx) error {
-		b := tx.Bucket([]byte("v1"))
-		for _, name := range []string{namespace, "snapshots", k.name, theirs} {
-			if b == nil || name == "" {
-				return nil
-			}
-			b = b.Bucket([]byte(name))
-		}
-		ok = b != nil && string(b.Get([]byte("name"))) == key
-		return nil
-	})
+	err = k.db.View(func(tx *bolt.Tx) error { ok = k.hasIn(tx, key); return nil })
 	if err != nil {
 		return false, fmt.Errorf("look for snapshot %q in containerd's database: %w", key, err)
 	}
 	return ok, nil
+}
+
+// hasIn is has in a transaction. The database calls a snapshot
+// NAMESPACE/NUMBER/KEY here, and notes that in its own bucket for KEY (the schema is
+// described in containerd's core/metadata/buckets.go).
+func (k keeper) hasIn(tx *bolt.Tx, key string) bool {
+	namespace, rest, _ := strings.Cut(key, "/")
+	_, theirs, found := strings.Cut(rest, "/")
+	if !found {
+		return false
+	}
+	b := tx.Bucket([]byte("v1"))
+	for _, name := range []string{namespace, "snapshots", k.name, theirs} {
+		if b == nil || name == "" {
+			return false
+		}
+		b = b.Bucket([]byte(name))
+	}
+	return b != nil && string(b.Get([]byte("name"))) == key
 }
 
 // isOwed says that the database still means a committed snapshot by the key of the
@@ -147,22 +78,30 @@ func (s *Snapshotter) isOwed(info snapshots.Info) (bool, error) {
 }
 
 // revive makes the committed snapshot that key was an active one again, if the
-// database means it. It is called when there is no snapshot key, which is otherwise
-// never asked for by the database but while it notes that key was committed; unless
-// the caller is in a transaction of the database's, which there is one of at a time.
-func (s *Snapshotter) revive(ctx context.Context, key string, inTransaction bool) (ok bool, err error) {
+// database means it, and says whether there is a snapshot key now. It is called when
+// there was none, for which the database otherwise never asks but while it notes that
+// key was committed. So nothing may be committed meanwhile: it holds the database's own
+// lock, which a caller in one of its transactions has already.
+func (s *Snapshotter) revive(ctx context.Context, key string, inTransaction bool) (ok bool, rerr error) {
 	if ok, err := s.keeper.has(key); !ok || err != nil {
 		return false, err
 	}
 	if !inTransaction {
-		if err := s.keeper.settle(ctx, key); err != nil {
-			return false, fmt.Errorf("snapshot %q: %w", key, err)
+		tx, err := s.keeper.db.Begin(true)
+		if err != nil {
+			return false, fmt.Errorf("lock containerd's database: %w", err)
 		}
-		if ok, err := s.keeper.has(key); !ok || err != nil {
-			return false, err
+		defer func() { rerr = errors.Join(rerr, tx.Rollback()) }()
+		if !s.keeper.hasIn(tx, key) {
+			return false, nil
 		}
 	}
-	err = s.write(ctx, func(ctx context.Context) error {
+	revived := false
+	err := s.write(ctx, func(ctx context.Context) error {
+		if _, _, _, err := storage.GetInfo(ctx, key); err == nil {
+			ok = true // somebody else was faster
+			return nil
+		}
 		name := ""
 		err := storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
 			if info.Kind == snapshots.KindCommitted && info.Labels[labelFormer] == key {
@@ -170,14 +109,11 @@ func (s *Snapshotter) revive(ctx context.Context, key string, inTransaction bool
 			}
 			return nil
 		})
-		if err != nil || name == "" {
+		tx, isBolt := transactionOf(ctx)
+		if err != nil || name == "" || !isBolt {
 			return err
 		}
-		tx, isBolt := transactionOf(ctx)
-		if !isBolt {
-			return nil
-		}
-		ok = true
+		ok, revived = true, true
 		return uncommit(tx, name, key)
 	})
 	switch {
@@ -186,7 +122,7 @@ func (s *Snapshotter) revive(ctx context.Context, key string, inTransaction bool
 	case err != nil:
 		return false, fmt.Errorf("revive snapshot %q: %w", key, err)
 	}
-	if ok {
+	if revived {
 		log.G(ctx).Warnf("snapshot %q was committed, but containerd's database could not note that; it is active again", key)
 	}
 	return ok, nil

@@ -118,6 +118,13 @@ func (e *entry) rank(cands []*candidate) {
 	slices.SortStableFunc(cands, func(a, b *candidate) int { return score[a] - score[b] })
 }
 
+// trusts says that c has not lacked the blob, nor lied about it.
+func (e *entry) trusts(c *candidate) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.mu.misses[c.key()] && e.mu.lies[c.key()] == 0
+}
+
 // noteCandidate remembers whether c has the blob.
 func (e *entry) noteCandidate(c *candidate, has bool) {
 	e.mu.Lock()

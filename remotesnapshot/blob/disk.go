@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/containerd/containerd/v2/pkg/reference"
 )
 
 // diskPause is how long writes are not tried again after one has failed; reads
@@ -181,7 +183,7 @@ func (e *entry) addOrigin(o Origin) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	kept := []Origin{o}
-	if !slices.ContainsFunc(e.mu.origins, func(have Origin) bool { return have.Reference == o.Reference }) {
+	if !slices.ContainsFunc(e.mu.origins, func(have Origin) bool { return have.registry() == o.registry() }) {
 		e.mu.added++
 	}
 	for _, have := range e.mu.origins {
@@ -192,7 +194,15 @@ func (e *entry) addOrigin(o Origin) {
 	e.mu.origins = kept
 }
 
-// origins is how many origins the blob has had.
+// registry is the one that an origin names; its reference where that names none.
+func (o Origin) registry() string {
+	if spec, err := reference.Parse(o.Reference); err == nil {
+		return spec.Hostname()
+	}
+	return o.Reference
+}
+
+// origins is how many registries the blob could be asked for at.
 func (e *entry) origins() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()

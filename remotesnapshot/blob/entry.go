@@ -39,7 +39,7 @@ type entry struct {
 		sync.Mutex
 		file      *os.File
 		origins   []Origin // the newest first
-		added     int      // how many have been added
+		added     int      // how many registries have been added
 		size      int64
 		sizeKnown bool
 		present   ranges

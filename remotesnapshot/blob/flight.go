@@ -34,6 +34,8 @@ type flight struct {
 	// others; for the flight's own goroutine.
 	patience, calm int
 
+	ready atomic.Bool // another candidate of the round can be asked
+
 	mem  []byte // not nil: the bytes go there, past the disk
 	base int64  // offset of mem in the blob
 }
@@ -149,7 +151,9 @@ func (f *flight) round(ctx context.Context) (wait time.Duration, err error) {
 	asked, hope := false, error(nil)
 	for i, c := range cands {
 		others := func() bool {
-			return f.e.origins() != known || slices.ContainsFunc(cands[i+1:], func(o *candidate) bool { return o.host != c.host && o.host.ready() })
+			ready := slices.ContainsFunc(cands[i+1:], func(o *candidate) bool { return o.host != c.host && o.host.ready() && f.e.trusts(o) })
+			f.ready.Store(ready)
+			return ready || f.e.origins() != known
 		}
 		if _, until := c.host.state(); time.Now().Before(until) {
 			if left := time.Until(until); wait == 0 || left < wait {

@@ -54,6 +54,9 @@ func (f *flight) blame(c *candidate, err error) {
 	case !errors.As(err, &slow):
 	case slow.early:
 		f.calm = min(f.calm+1, maxPatience)
+		if !f.ready.Load() {
+			return // there is another host, which may be no better
+		}
 	case slow.step == stepHeader:
 		f.patience = min(f.patience+1, maxPatience)
 	}
@@ -295,7 +298,10 @@ func (f *flight) take(ctx context.Context, dog *watchdog, c *candidate, r reques
 		if k > 0 {
 			n += int64(k)
 			c.host.touch()
-			if err := f.put(c, (*buf)[:k]); err != nil {
+			dog.hold() // a disk may be slow
+			err := f.put(c, (*buf)[:k])
+			dog.resume()
+			if err != nil {
 				return n, err
 			}
 		}

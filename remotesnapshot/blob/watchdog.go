@@ -26,6 +26,7 @@ type watchdog struct {
 		sync.Mutex
 		step         string    // "": none
 		since        time.Time // its beginning, or the last sign of life
+		held         time.Time // when hold was called; zero: it was not
 		early, limit time.Duration
 		timer        *time.Timer
 		turn         int // of the timer
@@ -83,6 +84,8 @@ func (w *watchdog) look(turn int) {
 	}
 	idle := time.Since(w.mu.since)
 	switch {
+	case !w.mu.held.IsZero():
+		w.waitLocked(w.mu.limit)
 	case idle >= w.mu.limit:
 		w.cancel(&timeoutError{step: w.mu.step, limit: w.mu.limit})
 	case hurry && idle >= w.mu.early:
@@ -90,6 +93,20 @@ func (w *watchdog) look(turn int) {
 	default:
 		w.waitLocked(w.mu.limit - idle)
 	}
+}
+
+// hold stops the clock until resume: what is done meanwhile is not the host's doing.
+func (w *watchdog) hold() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.held = time.Now()
+}
+
+func (w *watchdog) resume() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.since = w.mu.since.Add(time.Since(w.mu.held))
+	w.mu.held = time.Time{}
 }
 
 // stop ends the last step.

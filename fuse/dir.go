@@ -34,6 +34,7 @@ type Dir struct {
 
 	state  stateFile
 	logged failureLog
+	giving atomic.Bool // see giveAhead
 }
 
 type heldContent struct{ Content }

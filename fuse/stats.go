@@ -18,13 +18,14 @@ const (
 	opGetxattr
 	opListxattr
 	opStatfs
+	opStore // files put into the kernel's cache unasked
 	opOther // what a read-only file system refuses
 	opCount
 )
 
 var opNames = [opCount]string{
 	"LOOKUP", "FORGET", "GETATTR", "READLINK", "OPEN", "OPENDIR", "READ",
-	"READDIR", "READDIRPLUS", "GETXATTR", "LISTXATTR", "STATFS", "OTHER",
+	"READDIR", "READDIRPLUS", "GETXATTR", "LISTXATTR", "STATFS", "STORE", "OTHER",
 }
 
 // counters count the messages of one mount.

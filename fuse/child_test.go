@@ -1,11 +1,9 @@
 package fuse_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -47,36 +45,6 @@ func childMmap(args []string) error {
 	}
 	_, err = fmt.Printf("%x", sha256.Sum256(b))
 	return err
-}
-
-// childTails maps the files below a directory, and fails when one has something behind
-// its end in its last page. args: directory.
-func childTails(args []string) error {
-	return filepath.WalkDir(args[0], func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		st, err := f.Stat()
-		if err != nil || st.Size() == 0 {
-			return err
-		}
-		page := os.Getpagesize()
-		pages := (int(st.Size()) + page - 1) / page * page
-		b, err := unix.Mmap(int(f.Fd()), 0, pages, unix.PROT_READ, unix.MAP_SHARED)
-		if err != nil {
-			return err
-		}
-		defer unix.Munmap(b)
-		if tail := b[st.Size():]; len(bytes.Trim(tail, "\x00")) > 0 {
-			return fmt.Errorf("%s: behind its end is %q", path, tail)
-		}
-		return nil
-	})
 }
 
 // childServe mounts a server at args[0], prints a line and waits to be killed.

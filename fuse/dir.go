@@ -34,7 +34,6 @@ type Dir struct {
 
 	state  stateFile
 	logged failureLog
-	giving atomic.Bool // see giveAhead
 }
 
 type heldContent struct{ Content }

@@ -55,9 +55,3 @@ func SetCloseWait(t testing.TB, d time.Duration) {
 	closeWait = d
 	t.Cleanup(func() { closeWait = old })
 }
-
-// ClearsTails and IsSince are of ahead.go.
-var (
-	ClearsTails = clearsTails
-	IsSince     = isSince
-)

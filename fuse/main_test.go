@@ -13,7 +13,6 @@ import (
 // a page fault on its mount (the Go scheduler would wait for it for ever), dying.
 var children = map[string]func(args []string) error{
 	"mmap":  childMmap,
-	"tails": childTails,
 	"serve": childServe,
 	"storm": childStorm,
 }

@@ -71,7 +71,6 @@ func (d *Dir) read(r *request, index uint32, buf []byte, off uint64) (int, error
 	if err != nil {
 		return 0, d.failure(r, err)
 	}
-	d.giveAhead(h.content, index)
 	return want, nil
 }
 

@@ -18,14 +18,13 @@ const (
 	opGetxattr
 	opListxattr
 	opStatfs
-	opStore // files put into the kernel's cache unasked
 	opOther // what a read-only file system refuses
 	opCount
 )
 
 var opNames = [opCount]string{
 	"LOOKUP", "FORGET", "GETATTR", "READLINK", "OPEN", "OPENDIR", "READ",
-	"READDIR", "READDIRPLUS", "GETXATTR", "LISTXATTR", "STATFS", "STORE", "OTHER",
+	"READDIR", "READDIRPLUS", "GETXATTR", "LISTXATTR", "STATFS", "OTHER",
 }
 
 // counters count the messages of one mount.

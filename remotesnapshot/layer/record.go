@@ -156,19 +156,6 @@ func (r *recorders) note(member uint32) {
 	}
 }
 
-// hasFailed says whether a read of a member has failed for a recording.
-func (r *recorders) hasFailed(member uint32) bool {
-	return slices.ContainsFunc(r.all(), func(rec *Recording) bool {
-		if !rec.failed.some.Load() {
-			return false
-		}
-		rec.mu.Lock()
-		defer rec.mu.Unlock()
-		_, failed := rec.failed.of[member]
-		return failed
-	})
-}
-
 // outcome tells all recordings how a read of a member ended.
 func (r *recorders) outcome(member uint32, err error) {
 	if errors.Is(err, ErrClosed) {

@@ -103,9 +103,6 @@ func (w *walks) note(p place, member uint32, now time.Time) walk {
 		x = w.beginLocked(p)
 	}
 	x.turn = w.mu.turn
-	if x.scan && p.last < x.first {
-		return *x // it was passed
-	}
 	if x.files == 0 || x.file != p.file {
 		x.step(w.toc, p)
 		w.inheritLocked(x)
@@ -125,15 +122,6 @@ func (w *walks) findLocked(p place) (best *walk) {
 			return x
 		case p.first >= x.last && p.first-x.last <= walkGap && (best == nil || x.last > best.last):
 			best = x
-		}
-	}
-	if best != nil && best.scan {
-		return best
-	}
-	// A file behind which others were handed out, though its reader was faster.
-	for i := range w.mu.list {
-		if x := &w.mu.list[i]; x.scan && p.last < x.first && x.first-p.last <= besideFiles {
-			return x
 		}
 	}
 	return best

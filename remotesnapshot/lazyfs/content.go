@@ -20,10 +20,7 @@ type content struct {
 	layer  atomic.Pointer[layer.Layer]
 }
 
-var (
-	_ fuse.Content = (*content)(nil)
-	_ fuse.Ahead   = (*content)(nil)
-)
+var _ fuse.Content = (*content)(nil)
 
 func (c *content) Acquire() (*estargz.TOC, error) {
 	l := c.layer.Load()
@@ -38,12 +35,6 @@ func (c *content) Release() { c.layer.Load().Release() }
 
 func (c *content) ReadAt(ctx context.Context, inode uint32, dst []byte, off int64) (int, error) {
 	return c.layer.Load().ReadAt(ctx, inode, dst, off)
-}
-
-func (c *content) Walked() bool { return c.layer.Load().Walked() }
-
-func (c *content) Beside(inode uint32, give func(uint32, []byte) bool) {
-	c.layer.Load().Beside(inode, give)
 }
 
 func (c *content) Status() fuse.Status {

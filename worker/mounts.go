@@ -49,9 +49,11 @@ func sweepMounts(dir string) error {
 	return detachBelow(filepath.Join(dir, executorDir))
 }
 
-// lookPrefix is what BuildKit calls the mounts in the directory for temporary files
-// through which the daemon itself looks at snapshots.
-const lookPrefix = "buildkit-mount"
+// isLook says whether a mount in the directory for temporary files is called as those of
+// BuildKit and containerd through which the daemon itself looks at snapshots.
+func isLook(name string) bool {
+	return strings.HasPrefix(name, "buildkit-mount") || strings.HasPrefix(name, "containerd-mount")
+}
 
 // sweepLooks detaches overlays and bind mounts of the snapshots of the worker in dir
 // through which an earlier process has looked, in tmp: they keep its FUSE mounts, and the
@@ -66,7 +68,7 @@ func sweepLooks(dir, tmp string) error {
 		return err
 	}
 	for _, m := range found {
-		if filepath.Dir(m.Mountpoint) != tmp || !strings.HasPrefix(filepath.Base(m.Mountpoint), lookPrefix) || !isOf(m) {
+		if filepath.Dir(m.Mountpoint) != tmp || !isLook(filepath.Base(m.Mountpoint)) || !isOf(m) {
 			continue
 		}
 		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {

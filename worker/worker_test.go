@@ -158,7 +158,7 @@ func TestSweepLooks(t *testing.T) {
 		require.NoError(t, os.Remove(from), "as snapshots are removed")
 		return at
 	}
-	mine := []string{look(dir, "buildkit-mount1"), bind(dir, "buildkit-mount5")}
+	mine := []string{look(dir, "buildkit-mount1"), bind(dir, "buildkit-mount5"), bind(dir, "containerd-mount9")}
 	others := []string{look(other, "buildkit-mount2"), look(dir, "somebodys-3"), look(dir+"-not", "buildkit-mount4"),
 		bind(other, "buildkit-mount6"), bind(dir+"-not", "buildkit-mount7"), bind(dir, "somebodys-8")}
 	require.NoError(t, sweepLooks(dir, tmp))

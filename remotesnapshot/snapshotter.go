@@ -154,10 +154,10 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	return info, err
 }
 
-// Update changes labels; containerd's database calls it in a transaction. One of a remote snapshot that has nothing but BuildKit's
-// temporary labels, as its own cache manager makes around each mount, is answered
-// and not written: these labels mean nothing to us, and the ids of sessions that
-// are gone would fill the database.
+// Update changes labels; containerd's database calls it in a transaction. One of a
+// remote snapshot that has nothing but BuildKit's temporary labels, as its own cache
+// manager makes around each mount, is answered and not written: these labels mean
+// nothing to us, and the ids of sessions that are gone would fill the database.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	if given, ok := temporaryLabels(info.Labels, fieldpaths); ok {
 		_, found, _, err := s.infoIn(ctx, info.Name, true)

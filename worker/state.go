@@ -136,8 +136,9 @@ func removeHalves(dir string) error {
 }
 
 // removeHalfIngests removes what a power cut, or a disk that could not be written,
-// leaves of writes: the local content store overlooks one without its data, and knows one only by the reference in it, whose
-// digest is the directory's name and whose bytes may be lost.
+// leaves of writes: the local content store overlooks one without its data, and knows
+// one only by the reference in it, whose digest is the directory's name and whose bytes
+// may be lost.
 func removeHalfIngests(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

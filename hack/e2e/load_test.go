@@ -155,8 +155,9 @@ func dataImage(t *testing.T, r *lab.Registry, tag string, n int) *lab.Image {
 	return made
 }
 
-// reader copies a file to standard output and dies of EINTR; signals do nothing to it.
-const reader = `$SIG{USR1} = sub { $n++ }; open(F, "<", $ARGV[0]) or die "open: $!"; ` +
+// reader copies a file to standard output and dies of EINTR; signals do nothing to it
+// once it has said that it is ready.
+const reader = `$SIG{USR1} = sub { $n++ }; print STDERR "ready\n"; open(F, "<", $ARGV[0]) or die "open: $!"; ` +
 	`while (1) { $r = sysread(F, $b, 1 << 20); die "read: $!" unless defined $r; last unless $r; print $b } print STDERR "signals: $n\n" if $n`
 
 // Forty readers wait for a registry that hangs. Signals in a storm end none of their
@@ -170,8 +171,9 @@ func TestKilledAndSignalledReaders(t *testing.T) {
 	data := img.Layers[len(img.Layers)-1].Digest
 	up, gone := watchFor("step-is-up"), watchFor("killed-are-gone")
 	ended := make(chan error, 1)
-	// The table of contents is here, the files are not.
-	build(t, d, lab.BuildOptions{Dockerfile: "FROM " + ref + "\nRUN perl -e 'print 1' && ls /data && cat /sums > /dev/null && sha256sum /sums\n"})
+	// The table of contents is here, and all that the step runs; the files are not.
+	build(t, d, lab.BuildOptions{Dockerfile: "FROM " + ref + "\nRUN perl -e 'print 1' && ls /data && cat /sums > /dev/null && sha256sum /sums" +
+		" && mkdir /warm && rmdir /warm && seq 1 | grep -c 1 | wc -l && sleep 0 && date && touch /f && rm /f\n"})
 	go func() {
 		_, err := lab.Build(testContext(t), d.Addr, lab.BuildOptions{
 			Progress:   io.MultiWriter(up, gone),
@@ -197,9 +199,10 @@ func TestKilledAndSignalledReaders(t *testing.T) {
 const killStep = `
 mkdir /res
 printf 'step-is-up\n'
-sleep 2
+sleep 4
 for i in $(seq 0 39); do perl /reader.pl /data/$i > /res/$i 2> /res/$i.err & pids="$pids $!"; done
-sleep 2
+until [ $(cat /res/*.err | grep -c '^ready$') = 40 ]; do sleep 0.1; done
+sleep 1
 end=$(($(date +%s) + 3))
 while [ $(date +%s) -lt $end ]; do kill -USR1 $pids || exit 1; done
 n=0

@@ -13,7 +13,7 @@ import (
 )
 
 // A step that has run on one machine starts on another one, which was given the
-// access profile, with a few wide requests instead of one for each read.
+// access profile, with a few requests for what it reads and little else.
 func TestProfile(t *testing.T) {
 	privileged(t)
 	r := registry(t)
@@ -42,9 +42,8 @@ func TestProfile(t *testing.T) {
 		return err == nil && len(files) > 0
 	}, 10*time.Second, 10*time.Millisecond, "what the step read is written down")
 	second, secondBytes := run(dir)
-	require.Less(t, second, first, "it is fetched in few requests")
 	require.LessOrEqual(t, second, 28, "two dozen, and those for the tables of contents")
-	require.Less(t, float64(secondBytes), 1.4*float64(firstBytes))
+	require.Less(t, float64(secondBytes), 0.9*float64(firstBytes), "little is fetched that is not read")
 	third, _ := run(t.TempDir())
 	require.InDelta(t, first, third, float64(first)/4, "a machine without the profile asks as the first one did")
 }

@@ -1,106 +1,19 @@
 package main
 
 import (
-	"fmt"
-	"maps"
-	"reflect"
-	"slices"
 	"time"
 
-	"github.com/pelletier/go-toml/v2"
-
+	"github.com/lazykit/lazykit/cmd/buildkitd/stargzconfig"
 	"github.com/lazykit/lazykit/worker"
 )
 
-// stargzConfig are the keys of [worker.oci.stargzSnapshotter] that mean something
-// here. Zero stands for the default, as in stargz-snapshotter.
-type stargzConfig struct {
-	PrefetchSize      int64 `toml:"prefetch_size"`
-	NoBackgroundFetch *bool `toml:"no_background_fetch"`
-	TTL               int64 `toml:"resolve_result_entry_ttl_sec"`
-	Debug             bool  `toml:"debug"`
-
-	// stargz-snapshotter has no such keys, see ownStargz.
-	ProfileDir string `toml:"profile_dir"`
-	NoProfiles bool   `toml:"no_profiles"`
-	Resolve    int64  `toml:"resolve_timeout_sec"`
-	MaxBytes   int64  `toml:"max_lazy_bytes"`
-
-	Blob struct {
-		FetchTimeout int64 `toml:"fetching_timeout_sec"`
-		RequestSize  int64 `toml:"prefetch_chunk_size"`
-		MinWait      int64 `toml:"min_wait_msec"`
-		MaxWait      int64 `toml:"max_wait_msec"`
-	} `toml:"blob"`
-}
-
-// Why keys mean nothing here, where several have the same reason.
-const (
-	byKernel    = "decompressed bytes are kept by the kernel"
-	neverChange = "layers never change, so nothing that the kernel knows of them expires"
-	noMerging   = "files are not merged on disk"
-	atFailure   = "a source is asked when bytes are missing"
-)
-
-// inertStargz are the other keys of stargz-snapshotter v0.18.2, and why they do
-// nothing here.
-var inertStargz = map[string]string{
-	"http_cache_type":                     "compressed bytes are always kept on disk",
-	"filesystem_cache_type":               byKernel,
-	"prefetch_timeout_sec":                "no step waits for a prefetch",
-	"prefetch_async_size":                 "no step waits for a prefetch",
-	"noprefetch":                          "no step waits for a prefetch; leave out prefetch_size to fetch nothing that the image does not ask for",
-	"allow_no_verification":               "a layer that can't be verified lazily is pulled whole",
-	"disable_verification":                "every layer is verified",
-	"max_concurrency":                     "one scheduler orders all requests",
-	"no_prometheus":                       "metrics are served on the debug address only",
-	"log_file_access":                     "accesses are not logged",
-	"resolve_result_entry":                "deprecated in stargz-snapshotter",
-	"blob.valid_interval":                 atFailure,
-	"blob.check_always":                   atFailure,
-	"blob.chunk_size":                     "ranges follow the layer's own chunks",
-	"blob.force_single_range_mode":        "every request is for a single range",
-	"blob.max_retries":                    "requests are made again until blob.fetching_timeout_sec is over",
-	"directory_cache.max_lru_cache_entry": byKernel,
-	"directory_cache.max_cache_fds":       byKernel,
-	"directory_cache.sync_add":            byKernel,
-	"directory_cache.direct":              byKernel,
-	"directory_cache.fadv_dontneed":       byKernel,
-	"fuse.attr_timeout":                   neverChange,
-	"fuse.entry_timeout":                  neverChange,
-	"fuse.passthrough":                    noMerging,
-	"fuse.merge_buffer_size":              noMerging,
-	"fuse.merge_worker_count":             noMerging,
-}
-
-// ownStargz are the keys that only we have. Stock ignores them.
-var ownStargz = []string{"profile_dir", "no_profiles", "resolve_timeout_sec", "max_lazy_bytes"}
-
-// parseStargz reads the table. The warnings name keys without effect; a key that
-// is unknown to stargz-snapshotter is an error.
+// parseStargz gives the worker's words for [worker.oci.stargzSnapshotter], and
+// warnings that name keys without effect.
 func parseStargz(table map[string]any) (_ worker.LazyOptions, warnings []string, _ error) {
-	known := honouredStargz()
-	keys := flatten("", table)
-	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		if why, ok := inertStargz[key]; ok {
-			warnings = append(warnings, fmt.Sprintf("[worker.oci.stargzSnapshotter] %s has no effect: %s", key, why))
-		} else if !known[key] {
-			return worker.LazyOptions{}, nil, fmt.Errorf("[worker.oci.stargzSnapshotter] has an unknown key: %s", key)
-		}
-	}
-	b, err := toml.Marshal(table)
+	c, warnings, err := stargzconfig.Parse(table)
 	if err != nil {
-		return worker.LazyOptions{}, nil, fmt.Errorf("failed to parse stargz config: %w", err)
+		return worker.LazyOptions{}, nil, err
 	}
-	var c stargzConfig
-	if err := toml.Unmarshal(b, &c); err != nil {
-		return worker.LazyOptions{}, nil, fmt.Errorf("failed to parse stargz config: %w", err)
-	}
-	return c.options(), warnings, nil
-}
-
-// options are the worker's words for the keys.
-func (c stargzConfig) options() worker.LazyOptions {
 	return worker.LazyOptions{
 		PrefetchSize: c.PrefetchSize,
 		// Off unless it is asked for: a builder rarely needs all of a base image.
@@ -115,38 +28,5 @@ func (c stargzConfig) options() worker.LazyOptions {
 		NoProfiles:      c.NoProfiles,
 		MaxBytes:        c.MaxBytes,
 		Debug:           c.Debug,
-	}
-}
-
-// flatten names each value by its dotted path. An empty table is named itself,
-// so that it can be unknown, too.
-func flatten(prefix string, table map[string]any) map[string]struct{} {
-	out := map[string]struct{}{}
-	for k, v := range table {
-		if sub, ok := v.(map[string]any); ok {
-			maps.Copy(out, flatten(prefix+k+".", sub))
-		} else {
-			out[prefix+k] = struct{}{}
-		}
-	}
-	return out
-}
-
-// honouredStargz are the dotted names of stargzConfig's keys.
-func honouredStargz() map[string]bool {
-	out := map[string]bool{}
-	var walk func(prefix string, t reflect.Type)
-	walk = func(prefix string, t reflect.Type) {
-		for i := range t.NumField() {
-			f := t.Field(i)
-			key := prefix + f.Tag.Get("toml")
-			if f.Type.Kind() == reflect.Struct {
-				walk(key+".", f.Type)
-				continue
-			}
-			out[key] = true
-		}
-	}
-	walk("", reflect.TypeFor[stargzConfig]())
-	return out
+	}, warnings, nil
 }

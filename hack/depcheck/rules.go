@@ -58,7 +58,8 @@ var Ours = Rules{
 		// level 4
 		{From: "worker", To: []string{"session", "cache/...", "remotesnapshot", "remotesnapshot/lazyfs", "remotesnapshot/blob", "remotesnapshot/profile"}},
 		// level 5
-		{From: "cmd/buildkitd", To: []string{"worker"}},
+		{From: "cmd/buildkitd", To: []string{"worker", "cmd/buildkitd/stargzconfig"}},
+		{From: "cmd/buildkitd/stargzconfig"},
 		{From: "cmd/lazyctl", To: []string{
 			"worker", "session", "cache/...", "estargz", "fuse", "remotesnapshot", "remotesnapshot/blob",
 			"remotesnapshot/layer", "remotesnapshot/lazyfs", "remotesnapshot/profile", "remotesnapshot/store",

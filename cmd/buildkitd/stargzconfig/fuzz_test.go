@@ -1,4 +1,4 @@
-package main
+package stargzconfig
 
 import (
 	"testing"
@@ -6,9 +6,9 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// FuzzStargzConfig reads tables of any TOML: an error or options, and a warning for
+// FuzzParse reads tables of any TOML: an error or options, and a warning for
 // each key that was given and means nothing.
-func FuzzStargzConfig(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	f.Add("resolve_result_entry_ttl_sec = 1\n[blob]\nfetching_timeout_sec = 60\nmax_retries = 3\n")
 	f.Add("prefetch_size = -1\nno_background_fetch = false\nprofile_dir = '/x'")
 	f.Add("unknown = 1")
@@ -20,7 +20,7 @@ func FuzzStargzConfig(f *testing.F) {
 		if toml.Unmarshal([]byte(text), &table) != nil {
 			return
 		}
-		_, warnings, err := parseStargz(table)
+		_, warnings, err := Parse(table)
 		if keys := flatten("", table); err == nil && len(warnings) > len(keys) {
 			t.Fatalf("%d warnings of %d keys", len(warnings), len(keys))
 		}

@@ -93,7 +93,7 @@ func buildStock(ctx context.Context, bin string) error {
 	}
 	for _, name := range []string{"buildctl", "buildkitd"} {
 		part := filepath.Join(bin, name+".part")
-		err := quietIn(ctx, source, []string{"CGO_ENABLED=0"}, "go", "build", "-mod=mod", "-buildvcs=false", "-trimpath",
+		err := quietIn(ctx, source, []string{"CGO_ENABLED=0"}, "go", "build", "-mod=mod", "-buildvcs=false",
 			"-ldflags", "-X "+module+"/version.Version="+stockVersion, "-o", part, "./cmd/"+name)
 		if err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -60,8 +61,11 @@ type event struct {
 
 // goTest runs go test with args and counts its tests under the stage's name.
 func (r *runner) goTest(ctx context.Context, stage string, args ...string) error {
-	args = append([]string{"test", "-json", "-count=1"}, args...)
-	return r.json(ctx, stage, exec.CommandContext(ctx, "go", args...))
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-count=1"}, args...)...)
+	if slices.Contains(args, "-race") {
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=1") // the detector is in C
+	}
+	return r.json(ctx, stage, cmd)
 }
 
 // json runs a command that writes go test -json, and counts its tests.

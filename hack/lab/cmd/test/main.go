@@ -148,6 +148,8 @@ func (r *runner) setUp(ctx context.Context) error {
 	// Tests that could run without privileges skip without them: not here.
 	os.Setenv("LAZYKIT_PRIVILEGED", "1")
 	os.Setenv("LAZYKIT_CACHE", cache)
+	// As the daemons are built: Go keeps what it compiled with cgo apart.
+	os.Setenv("CGO_ENABLED", "0")
 	out, err := exec.CommandContext(ctx, "go", "version").Output()
 	if err != nil {
 		return fmt.Errorf("run go: %w", err)

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"container/list"
 	"math/bits"
 	"sync"
 	"sync/atomic"
@@ -15,8 +16,10 @@ import (
 const (
 	// heapBuffer: smaller buffers are left to Go, pages would waste half of them.
 	heapBuffer = 2 << 10
-	// spareBytes is how much freed memory is kept for the next buffers.
-	spareBytes = 4 << 20
+	// spareBytes is how much freed memory is kept for the next buffers. To map and
+	// unmap each chunk of a scan, and to have its pages cleared, cost as much as a
+	// third of inflating it.
+	spareBytes = 12 << 20
 )
 
 // buffer is a counted piece of memory. The one who calls alloc has the first
@@ -34,7 +37,8 @@ type memory struct {
 
 	mu struct {
 		sync.Mutex
-		spare  map[int][][]byte // by size
+		order  list.List               // of spare []byte, the one freed first in front
+		bySize map[int][]*list.Element // in the same order
 		bytes  int
 		closed bool
 	}
@@ -64,19 +68,20 @@ func (m *memory) alloc(n int) (*buffer, error) {
 func (m *memory) takeSpare(size int) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	list := m.mu.spare[size]
+	list := m.mu.bySize[size]
 	if len(list) == 0 {
 		return nil
 	}
-	full := list[len(list)-1]
-	m.mu.spare[size] = list[:len(list)-1]
+	e := list[len(list)-1]
+	m.mu.bySize[size] = list[:len(list)-1]
 	m.mu.bytes -= size
-	return full
+	return m.mu.order.Remove(e).([]byte)
 }
 
+// free keeps full, or gives back what was freed first.
 func (m *memory) free(full []byte) {
-	if !m.keepSpare(full) {
-		m.unmap(full)
+	for _, old := range m.keepSpare(full) {
+		m.unmap(old)
 	}
 }
 
@@ -86,32 +91,40 @@ func (m *memory) unmap(full []byte) {
 	_ = unix.Munmap(full)
 }
 
-func (m *memory) keepSpare(full []byte) bool {
+func (m *memory) keepSpare(full []byte) (old [][]byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mu.closed || m.mu.bytes+len(full) > spareBytes {
-		return false
+	if m.mu.closed || len(full) > spareBytes {
+		return [][]byte{full}
 	}
-	if m.mu.spare == nil {
-		m.mu.spare = make(map[int][][]byte)
+	if m.mu.bySize == nil {
+		m.mu.bySize = make(map[int][]*list.Element)
 	}
-	m.mu.spare[len(full)] = append(m.mu.spare[len(full)], full)
+	m.mu.bySize[len(full)] = append(m.mu.bySize[len(full)], m.mu.order.PushBack(full))
 	m.mu.bytes += len(full)
-	return true
+	for m.mu.bytes > spareBytes {
+		first := m.mu.order.Remove(m.mu.order.Front()).([]byte)
+		m.mu.bySize[len(first)] = m.mu.bySize[len(first)][1:]
+		m.mu.bytes -= len(first)
+		old = append(old, first)
+	}
+	return old
 }
 
 // releaseSpare gives the kept memory back to the system; for good: none is kept
 // from now on.
 func (m *memory) releaseSpare(forGood bool) {
 	m.mu.Lock()
-	spare := m.mu.spare
-	m.mu.spare, m.mu.bytes = nil, 0
+	var spare [][]byte
+	for e := m.mu.order.Front(); e != nil; e = e.Next() {
+		spare = append(spare, e.Value.([]byte))
+	}
+	m.mu.order.Init()
+	m.mu.bySize, m.mu.bytes = nil, 0
 	m.mu.closed = m.mu.closed || forGood
 	m.mu.Unlock()
-	for _, list := range spare {
-		for _, full := range list {
-			m.unmap(full)
-		}
+	for _, full := range spare {
+		m.unmap(full)
 	}
 }
 

@@ -126,6 +126,16 @@ func (h *host) reach() int64 {
 	return int64(h.mu.rate * wait.Seconds())
 }
 
+// bytesPerSecond is what one connection brought lately; 0: not known.
+func (h *host) bytesPerSecond() int64 {
+	if h == nil {
+		return 0
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return int64(h.mu.rate)
+}
+
 // piece is the size of one request of a large fetch, at most limit.
 func (h *host) piece(limit int64) int64 {
 	if h == nil {

@@ -99,6 +99,9 @@ func (f *flight) exchange(ctx context.Context, c *candidate, others func() bool)
 	}()
 	resp, err := f.e.send(ctx, dog, c, http.MethodGet, r.header())
 	if err != nil {
+		if status := (*statusError)(nil); errors.As(err, &status) {
+			rec.Status = status.code
+		}
 		return f.refused(c, r, causeOf(ctx, err))
 	}
 	defer resp.Body.Close()

@@ -50,6 +50,8 @@ type Blob interface {
 	Local() bool
 	// Fetched is the number of bytes present.
 	Fetched() int64
+	// Rate is how many bytes a second one request brought lately; 0: not known.
+	Rate() int64
 	// Check asks the origins whether the blob can still be had.
 	Check(ctx context.Context) error
 	// Close ends the layer's hold on the blob.

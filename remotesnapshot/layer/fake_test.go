@@ -234,6 +234,8 @@ func (b *fakeBlob) Local() bool {
 	return b.mu.local
 }
 
+func (b *fakeBlob) Rate() int64 { return 0 }
+
 func (b *fakeBlob) Fetched() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()

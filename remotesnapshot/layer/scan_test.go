@@ -184,11 +184,11 @@ func TestWaitsAreForgotten(t *testing.T) {
 	w := &walks{}
 	now := time.Unix(0, 0)
 	for range missCount - 1 {
-		require.False(t, w.missed(time.Minute, now, 1))
+		require.False(t, w.missed(time.Minute, 0, now, 1))
 	}
 	now = now.Add(missPause + 1)
 	for range missCount - 1 {
-		require.False(t, w.missed(time.Minute, now, 1))
+		require.False(t, w.missed(time.Minute, 0, now, 1))
 	}
-	require.True(t, w.missed(time.Minute, now, 1))
+	require.True(t, w.missed(time.Minute, 0, now, 1))
 }

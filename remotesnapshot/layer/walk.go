@@ -35,13 +35,15 @@ const (
 
 // A layer of which many small parts are asked for, in whatever order, is better
 // fetched whole once readers have waited for as long as the rest takes. The
-// recorded builds wait 177 times at most for a layer of 381 MB, and 14 times for
-// one of 52 MB: half of what makes them dense on the slowest link.
+// recorded builds wait 128 times at most for a layer of 381 MB, and 14 times for
+// one of 52 MB: three quarters of what makes them dense on the slowest link. A
+// build that reads all of 435 MB in no order waited for more than 15 s when a wait
+// counted for half as much.
 const (
-	// missRate is the bytes per second of a modest connection, and missWorth the
-	// most that a wait counts for, however long it was.
+	// missRate is the bytes per second of a connection of which nothing is known, and
+	// missWorth the most that a wait counts for, however long it was.
 	missRate  = 32 << 20
-	missWorth = 1 << 20
+	missWorth = 2 << 20
 	// missCount is the least number of waits, for small layers.
 	missCount = 16
 	// missPause without a wait starts the count anew: builds one after the other
@@ -282,9 +284,13 @@ type dense struct {
 	next uint32 // the first member that was not asked for
 }
 
-// missed notes that a reader has waited for a request, and says whether the
-// layer, of which so many bytes are absent, should be fetched whole.
-func (w *walks) missed(waited time.Duration, now time.Time, absent int64) bool {
+// missed notes that a reader has waited for a request, of a connection that brings
+// rate bytes a second (0: not known), and says whether the layer, of which so many
+// bytes are absent, should be fetched whole.
+func (w *walks) missed(waited time.Duration, rate int64, now time.Time, absent int64) bool {
+	if rate <= 0 {
+		rate = missRate
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	d := &w.mu.dense
@@ -293,7 +299,7 @@ func (w *walks) missed(waited time.Duration, now time.Time, absent int64) bool {
 	}
 	d.last = now
 	d.n++
-	d.sum += min(missWorth, int64(waited.Seconds()*missRate))
+	d.sum += min(missWorth, int64(waited.Seconds()*float64(rate)))
 	d.is = d.is || d.n >= missCount && d.sum >= absent
 	return d.is
 }

@@ -55,7 +55,7 @@ func TestBuildsAreNotDense(t *testing.T) {
 				end := l.members[len(l.members)-1]
 				sum := replay(layers, alone, Options{}.withDefaults().Window)
 				for range sum.requests {
-					require.False(t, w.missed(time.Minute, time.Unix(0, 0), end.Offset+end.Size-sum.bytes))
+					require.False(t, w.missed(time.Minute, 0, time.Unix(0, 0), end.Offset+end.Size-sum.bytes))
 				}
 			}
 		})

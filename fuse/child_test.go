@@ -1,6 +1,7 @@
 package fuse_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -45,6 +46,45 @@ func childMmap(args []string) error {
 	}
 	_, err = fmt.Printf("%x", sha256.Sum256(b))
 	return err
+}
+
+// childPage reads one page of a file, without read-ahead. args: path, offset.
+func childPage(args []string) error {
+	off, err := strconv.ParseInt(args[1], 10, 64)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
+		return err
+	}
+	_, err = f.ReadAt(make([]byte, os.Getpagesize()), off)
+	return err
+}
+
+// childTail maps a file, and fails when there is something behind its end in its last
+// page. args: path.
+func childTail(args []string) error {
+	f, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	page := os.Getpagesize()
+	b, err := unix.Mmap(int(f.Fd()), 0, (int(st.Size())+page-1)/page*page, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	if tail := b[st.Size():]; len(bytes.Trim(tail, "\x00")) > 0 {
+		return fmt.Errorf("behind the end is %q", tail)
+	}
+	return nil
 }
 
 // childServe mounts a server at args[0], prints a line and waits to be killed.

@@ -55,3 +55,10 @@ func SetCloseWait(t testing.TB, d time.Duration) {
 	closeWait = d
 	t.Cleanup(func() { closeWait = old })
 }
+
+// ClearsTails, IsSince and WholePages are of store.go.
+var (
+	ClearsTails = clearsTails
+	IsSince     = isSince
+	WholePages  = wholePages
+)

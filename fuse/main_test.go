@@ -13,6 +13,8 @@ import (
 // a page fault on its mount (the Go scheduler would wait for it for ever), dying.
 var children = map[string]func(args []string) error{
 	"mmap":  childMmap,
+	"page":  childPage,
+	"tail":  childTail,
 	"serve": childServe,
 	"storm": childStorm,
 }

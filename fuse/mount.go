@@ -26,6 +26,8 @@ type mount struct {
 	counts counters
 	owned  *tasks // the goroutines that outlive a call
 
+	storing atomic.Int32 // goroutines that do, see storeRest
+
 	server  *gofuse.Server
 	device  uint32        // of the mount, as fusectl names its connection
 	served  chan struct{} // closed when no request is under way and none will come

@@ -71,6 +71,7 @@ func (d *Dir) read(r *request, index uint32, buf []byte, off uint64) (int, error
 	if err != nil {
 		return 0, d.failure(r, err)
 	}
+	d.storeRest(h.content, index, int64(off)+int64(want)-1, in.Size)
 	return want, nil
 }
 

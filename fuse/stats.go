@@ -18,13 +18,14 @@ const (
 	opGetxattr
 	opListxattr
 	opStatfs
+	opStore // not a request: chunks put into the page cache
 	opOther // what a read-only file system refuses
 	opCount
 )
 
 var opNames = [opCount]string{
 	"LOOKUP", "FORGET", "GETATTR", "READLINK", "OPEN", "OPENDIR", "READ",
-	"READDIR", "READDIRPLUS", "GETXATTR", "LISTXATTR", "STATFS", "OTHER",
+	"READDIR", "READDIRPLUS", "GETXATTR", "LISTXATTR", "STATFS", "STORE", "OTHER",
 }
 
 // counters count the messages of one mount.

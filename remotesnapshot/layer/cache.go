@@ -46,6 +46,8 @@ type cached struct {
 	buf  *buffer
 	in   *segment
 	used time.Time
+
+	handed bool // see takeWhole
 }
 
 func newCache(capacity int64) *cache {
@@ -69,6 +71,21 @@ func (c *cache) get(k chunkKey) *buffer {
 	it := e.Value.(*cached)
 	it.in.order.MoveToFront(e)
 	it.used = time.Now()
+	return it.buf.acquire()
+}
+
+// takeWhole returns a chunk with a hold for a caller who will keep it elsewhere: the
+// first time only, and nil when it is not here. It is the next one to go.
+func (c *cache) takeWhole(k chunkKey) *buffer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.mu.entries[k]
+	if e == nil || e.Value.(*cached).handed {
+		return nil
+	}
+	it := e.Value.(*cached)
+	it.handed = true
+	it.in.order.MoveToBack(e)
 	return it.buf.acquire()
 }
 

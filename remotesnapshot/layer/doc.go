@@ -20,6 +20,9 @@
 // What has landed is looked into for names of other files, and those are wished for:
 // fetched and decompressed by flights that nobody waits for, until a reader joins.
 //
+// A chunk that was read is handed out once as a whole (whole.go), to be kept by the kernel,
+// and makes room in the cache.
+//
 // A flight that needs no wait is done by the reader itself: most of a walk's are.
 //
 // # Scans

@@ -20,7 +20,10 @@ type content struct {
 	layer  atomic.Pointer[layer.Layer]
 }
 
-var _ fuse.Content = (*content)(nil)
+var (
+	_ fuse.Content = (*content)(nil)
+	_ fuse.Whole   = (*content)(nil)
+)
 
 func (c *content) Acquire() (*estargz.TOC, error) {
 	l := c.layer.Load()
@@ -35,6 +38,12 @@ func (c *content) Release() { c.layer.Load().Release() }
 
 func (c *content) ReadAt(ctx context.Context, inode uint32, dst []byte, off int64) (int, error) {
 	return c.layer.Load().ReadAt(ctx, inode, dst, off)
+}
+
+// Whole returns a chunk that was read in part.
+func (c *content) Whole(inode uint32, off, least, margin int64) (fuse.Piece, bool) {
+	w, ok := c.layer.Load().Whole(inode, off, least, margin)
+	return fuse.Piece{Off: w.Off, Data: w.Data, Release: w.Release}, ok
 }
 
 func (c *content) Status() fuse.Status {

@@ -1,0 +1,74 @@
+package layer
+
+import (
+	"math"
+
+	"github.com/lazykit/lazykit/estargz"
+)
+
+// Whole is a part of a file that is in memory and verified.
+type Whole struct {
+	Off  int64
+	Data []byte // not to be changed
+	buf  *buffer
+}
+
+// Release gives the memory back. Call it once.
+func (w Whole) Release() { w.buf.release() }
+
+// Whole returns the chunk of regular file inode that holds byte off, for a caller who
+// keeps it from now on: when it has at least least bytes and is in the cache, and once for
+// each time that it was decompressed. On a side where bytes of the file follow that are
+// not present, the last margin bytes are left out. It never blocks. Call it between
+// Acquire and Release; the result outlives those.
+func (l *Layer) Whole(inode uint32, off, least, margin int64) (Whole, bool) {
+	c, err := l.toc.FindChunk(inode, off)
+	if err != nil {
+		return Whole{}, false
+	}
+	var chunk estargz.Chunk
+	if l.toc.Chunk(c, &chunk) != nil || chunk.Zeros || chunk.Size < least || off-chunk.FileOffset >= chunk.Size {
+		return Whole{}, false
+	}
+	lo, hi := int64(0), chunk.Size
+	if chunk.FileOffset > 0 && !l.hasByte(inode, chunk.FileOffset-1) {
+		lo += margin
+	}
+	var node estargz.Inode
+	if l.toc.Inode(inode, &node) != nil {
+		return Whole{}, false
+	}
+	if end := chunk.FileOffset + chunk.Size; end < node.Size && !l.hasByte(inode, end) {
+		hi -= margin
+	}
+	if hi <= lo {
+		return Whole{}, false
+	}
+	b := l.pool.cache.takeWhole(chunkKey{l.id, c})
+	if b == nil {
+		return Whole{}, false
+	}
+	if int64(len(b.data)) != chunk.Size {
+		b.release()
+		return Whole{}, false
+	}
+	return Whole{Off: chunk.FileOffset + lo, Data: b.data[lo:hi], buf: b}, true
+}
+
+// hasByte says whether the chunk that holds byte off of a file can be had without the
+// network.
+func (l *Layer) hasByte(inode uint32, off int64) bool {
+	c, err := l.toc.FindChunk(inode, off)
+	if err != nil {
+		return false
+	}
+	var chunk estargz.Chunk
+	if l.toc.Chunk(c, &chunk) != nil {
+		return false
+	}
+	if chunk.Zeros {
+		return true
+	}
+	m, err := l.toc.Member(chunk.Member)
+	return err == nil && m.Size < math.MaxInt64-m.Offset && l.blob.Present(m.Offset, m.Size)
+}

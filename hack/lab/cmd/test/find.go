@@ -16,7 +16,11 @@ var stressNames = regexp.MustCompile(`Stress|Concurren|Race|Parallel|Chaos|ManyR
 
 // allocNames are what tests are called that count allocations, or that do less under
 // the race detector.
-var allocNames = regexp.MustCompile(`Alloc|^TestFaults$|^TestCancels$`)
+var allocNames = regexp.MustCompile(`Alloc|^TestFaults$|^TestCancels$|` + plainNames)
+
+// plainNames are tests of one goroutine that take a minute and more under the race
+// detector, which has nothing to find there.
+const plainNames = `^TestGzip$|^TestTenMillionEntries$`
 
 // function is a test or fuzz target.
 type function struct {

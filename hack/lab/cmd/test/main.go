@@ -209,7 +209,7 @@ func (r *runner) unit(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list the packages: %w", err)
 	}
-	args := []string{"-race", "-timeout=10m"}
+	args := []string{"-race", "-timeout=10m", "-skip=" + plainNames}
 	for _, pkg := range strings.Fields(string(out)) {
 		if !strings.Contains(pkg, "/hack/e2e") && !strings.Contains(pkg, "/hack/buildx") {
 			args = append(args, pkg)
@@ -225,7 +225,7 @@ func (r *runner) stress(ctx context.Context) error {
 }
 
 // alloc runs the tests that the race detector, which allocates itself, made
-// skip in unit.
+// skip in unit, and those that were left out there.
 func (r *runner) alloc(ctx context.Context) error {
 	return r.named(ctx, "alloc", allocNames)
 }

@@ -109,7 +109,6 @@ func TestStoreWaitsForNobodyElse(t *testing.T) {
 	s := newServer(t, fuse.Options{})
 	closing, asked := make(chan struct{}), make(chan struct{})
 	c := &wholeFiles{Content: ft.Layer(t, ft.Tar(t, entries...))}
-	d := add(t, s, c)
 	toc, err := c.Acquire()
 	require.NoError(t, err)
 	stuck, err := toc.Lookup(estargz.Root, []byte("f0"))
@@ -121,7 +120,8 @@ func TestStoreWaitsForNobodyElse(t *testing.T) {
 			<-closing
 		}
 	}
-	path := func(i int) string { return filepath.Join(d.Path(), fmt.Sprintf("f%d", i)) }
+	dir := add(t, s, c).Path()
+	path := func(i int) string { return filepath.Join(dir, fmt.Sprintf("f%d", i)) }
 
 	reader := child("page", path(0), fmt.Sprint(512<<10))
 	require.NoError(t, reader.Start())

@@ -27,6 +27,7 @@ func notCached(res *lab.BuildResult) (steps []string) {
 // imports it runs none of them again, nor does it need more of the bases.
 func TestCacheOfStepsOnLazyBases(t *testing.T) {
 	privileged(t)
+	t.Parallel()
 	r := registry(t)
 	img, plain := image(t, lab.EStargz), image(t, lab.ZstdChunked)
 	first, second := onLink(t, r, img), onLink(t, r, plain)

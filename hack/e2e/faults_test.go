@@ -138,6 +138,7 @@ func as(t *testing.T, d *lab.Daemon, password string, opts lab.BuildOptions) err
 
 func TestSessionsAndTokens(t *testing.T) {
 	privileged(t)
+	t.Parallel()
 	behind := func(t *testing.T, o fault.Options) (*fault.Proxy, string, *lab.Daemon) {
 		p, ref, _ := front(t, o)
 		return p, ref, daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{p.Addr}})

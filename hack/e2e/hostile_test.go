@@ -293,6 +293,7 @@ func noneOutside(t *testing.T, root string) {
 // files into the place of another's by what its manifest and configuration claim.
 func TestNoImageLendsItsFiles(t *testing.T) {
 	privileged(t)
+	t.Parallel()
 	r := emptyRegistry(t)
 	img := image(t, lab.EStargz)
 	onLink(t, r, img)

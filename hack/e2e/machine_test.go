@@ -25,6 +25,7 @@ func script(t *testing.T, text string) string {
 // and both say why: the log, the build's progress and the usage report.
 func TestWithoutFUSEPullsWhole(t *testing.T) {
 	privileged(t)
+	t.Parallel()
 	r := registry(t)
 	base := onLink(t, r, image(t, lab.EStargz))
 	for name, c := range map[string]struct{ snapshotter, hide, why string }{

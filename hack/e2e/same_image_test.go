@@ -16,6 +16,7 @@ import (
 // were emptied and made again, hard links, metadata.
 func TestSameImageAsStock(t *testing.T) {
 	privileged(t)
+	t.Parallel()
 	r := registry(t)
 	base := onLink(t, r, image(t, lab.EStargz))
 	text := dockerfile(`FROM %BASE%

@@ -19,6 +19,7 @@ import (
 // them.
 func TestStateDirectoryMovesToStockAndBack(t *testing.T) {
 	privileged(t)
+	t.Parallel()
 	for _, snapshotter := range []string{"stargz", "overlayfs"} {
 		t.Run(snapshotter, func(t *testing.T) {
 			m := newMover(t, snapshotter)

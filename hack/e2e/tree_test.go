@@ -24,6 +24,7 @@ import (
 // entry by entry and byte by byte, directly and through an overlay of the chain.
 func TestDebianTreeEqualsTheTar(t *testing.T) {
 	privileged(t)
+	t.Parallel()
 	for _, format := range []lab.Format{lab.EStargz, lab.Stargz, lab.ZstdChunked} {
 		t.Run(string(format), func(t *testing.T) {
 			ctx := testContext(t)

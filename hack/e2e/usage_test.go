@@ -46,6 +46,7 @@ func pruneAll(t *testing.T, d *lab.Daemon) {
 // extracted and made local, and a prune frees all of it.
 func TestUsageIsWhatIsOnDisk(t *testing.T) {
 	privileged(t)
+	t.Parallel()
 	r := registry(t)
 	lazy, mixed := onLink(t, r, image(t, lab.EStargz)), onLink(t, r, mixedImage(t))
 	chunked := onLink(t, r, image(t, lab.ZstdChunked))

@@ -38,6 +38,7 @@ type run struct {
 	end     int64 // where the next read is expected
 	length  int64 // bytes read in the run
 	fetched int64 // up to where the file was asked for ahead
+	kept    int64 // up to where the kernel has the file, behind end
 }
 
 // note takes a read into account and returns the range of the file that should
@@ -67,6 +68,22 @@ func (r *readAhead) note(inode uint32, off int64, n int, size int64) (lo, hi int
 	return lo, want
 }
 
+// goesOn says whether a read at off goes on where a run ends.
+func goesOn(off, end int64) bool { return off-end <= aheadSlack && end-off <= aheadSlack }
+
+// keep takes note that the kernel has bytes lo to hi of a file. A run that comes to them
+// goes on at hi: nothing between is asked for.
+func (r *readAhead) keep(inode uint32, lo, hi int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.mu.runs {
+		v := &r.mu.runs[i]
+		if v.size != 0 && v.inode == inode && lo-aheadSlack <= v.end && v.end < hi {
+			v.kept = hi
+		}
+	}
+}
+
 func (r *readAhead) done() {
 	r.mu.Lock()
 	r.mu.busy--
@@ -80,7 +97,11 @@ func (r *readAhead) runLocked(inode uint32, off, size int64) *run {
 		if v.size == 0 || v.inode != inode {
 			continue
 		}
-		if d := off - v.end; d > aheadSlack || d < -aheadSlack {
+		switch {
+		case off > v.end && goesOn(off, v.kept):
+			v.length += off - v.end
+			v.end = off
+		case !goesOn(off, v.end):
 			*v = run{inode: inode, size: size, end: off}
 		}
 		return v

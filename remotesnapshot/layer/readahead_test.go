@@ -31,6 +31,53 @@ func TestRunOfReadsIsFetchedAhead(t *testing.T) {
 	require.EqualValues(t, size, ahead, "up to the end of the file")
 }
 
+// A run goes on over what the kernel has been given of each chunk.
+func TestRunGoesOnBehindWhatIsKept(t *testing.T) {
+	const size, chunk, margin, read = 64 << 20, 4 << 20, 128 << 10, 128 << 10
+	for name, first := range map[string]int64{"large first read": read, "small first read": 16 << 10} {
+		t.Run(name, func(t *testing.T) {
+			var r readAhead
+			ahead := int64(0)
+			note := func(off, n int64) {
+				if _, hi := r.note(7, off, int(n), size); hi > 0 {
+					ahead = hi
+					r.done()
+				}
+			}
+			for c := int64(0); c < size; c += chunk {
+				note(c, first)
+				lo, hi := c, c+chunk-margin
+				if c > 0 {
+					lo += margin
+				}
+				if hi == size-margin {
+					hi = size
+				}
+				r.keep(7, lo, hi)
+				if lo > c && first < margin {
+					note(c+first, margin-first)
+				}
+				note(hi, margin)
+				if c >= chunk {
+					require.Greater(t, ahead, min(c+chunk, size-1), "the next chunk is on its way")
+				}
+			}
+			require.EqualValues(t, size, ahead)
+		})
+	}
+}
+
+func TestReadsHereAndThereInKeptChunksFetchNothingAhead(t *testing.T) {
+	const chunk = 4 << 20
+	var r readAhead
+	for i := range int64(1000) {
+		off := (i * 7919 % 125) * chunk
+		_, hi := r.note(7, off+i%8*(400<<10), 128<<10, 125*chunk)
+		require.Zero(t, hi)
+		r.keep(7, off+128<<10, off+chunk-128<<10)
+	}
+}
+
 func TestReadsHereAndThereFetchNothingAhead(t *testing.T) {
 	var r readAhead
 	for i := range int64(1000) {

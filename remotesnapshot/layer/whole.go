@@ -52,6 +52,7 @@ func (l *Layer) Whole(inode uint32, off, least, margin int64) (Whole, bool) {
 		b.release()
 		return Whole{}, false
 	}
+	l.ahead.keep(inode, chunk.FileOffset+lo, chunk.FileOffset+hi)
 	return Whole{Off: chunk.FileOffset + lo, Data: b.data[lo:hi], buf: b}, true
 }
 

@@ -1,10 +1,12 @@
 package lazyfs
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -57,4 +59,31 @@ func TestLargeChunksAreDecompressedOnce(t *testing.T) {
 	}
 	check(t, dir, "f", body)
 	require.Less(t, loads(), int64(3*chunks), "each margin once more, at the most")
+}
+
+// TestLargeFileIsFetchedAhead: what the kernel is given of each chunk does not end the run
+// of reads of one who reads a large file from one end to the other.
+func TestLargeFileIsFetchedAhead(t *testing.T) {
+	const chunk, chunks = 2 << 20, 16
+	body := estargztest.Bytes(1, chunk*chunks)
+	reg := blobtest.New(t)
+	w := start(t, Options{Layer: layer.Options{Window: -1}}, reg)
+	src := push(reg, "repo:1", estargztest.Build(t, estargztest.Options{Format: estargz.FormatEStargz, ChunkSize: chunk, Level: 1}, estargztest.File("f", body)))
+	dir, _ := w.resolved(src)
+	reg.SetLatency(20 * time.Millisecond)
+
+	f, err := os.Open(filepath.Join(dir, "f"))
+	require.NoError(t, err)
+	defer f.Close()
+	part := make([]byte, 16<<10)
+	for off := 0; off < len(body); off += len(part) {
+		_, err := f.Read(part)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(body[off:off+len(part)], part), "at %d", off)
+		time.Sleep(50 * time.Microsecond) // what it is read for
+	}
+	info := w.entriesOf(src.Digest)[0].content.layer.Load().Info()
+	t.Log(info.Prefetched, w.server.Requests())
+	require.Positive(t, w.server.Requests()["STORE"])
+	require.Greater(t, info.Prefetched, int64(len(body)/2))
 }

@@ -34,9 +34,8 @@
 // load on the machine.
 //
 // Of a large chunk the kernel is given what nobody has asked for yet (store.go): it has
-// more room to keep it than the daemon, and to decompress it again takes 16 ms for 4 MiB,
-// a store one. go build with a profile took 2.8 s so instead of 4.5, node 1.2 instead of
-// 1.7, since chunks were decompressed three and two times before.
+// more room to keep it than the daemon. go build with a profile took 2.8 s so instead of
+// 4.5, node 1.2 instead of 1.7, since chunks were decompressed three and two times before.
 //
 // Putting small files into the page cache ahead of a reader (NOTIFY_STORE), when a scan
 // or a profile tells what comes next, was tried: a cold tar of 1.3 GB took as long

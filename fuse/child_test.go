@@ -26,17 +26,41 @@ func child(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// childMmap prints the digest of a file's mapping. args: path.
-func childMmap(args []string) error {
-	f, err := os.Open(args[0])
+// mapFile maps all pages of a file, for as long as the process lives. The file is the
+// first size bytes.
+func mapFile(path string) (pages []byte, size int, err error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
+		return nil, 0, err
+	}
+	size = int(st.Size())
+	page := os.Getpagesize()
+	pages, err = unix.Mmap(int(f.Fd()), 0, (size+page-1)/page*page, unix.PROT_READ, unix.MAP_SHARED)
+	return pages, size, err
+}
+
+// readRandom reads n bytes of a file at off without the kernel's read-ahead.
+func readRandom(path string, off int64, n int) error {
+	f, err := os.Open(path)
+	if err != nil {
 		return err
 	}
-	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
+		return err
+	}
+	_, err = f.ReadAt(make([]byte, n), off) // an error if there are less
+	return err
+}
+
+// childMmap prints the digest of a file's mapping. args: path.
+func childMmap(args []string) error {
+	b, size, err := mapFile(args[0])
 	if err != nil {
 		return err
 	}
@@ -44,7 +68,7 @@ func childMmap(args []string) error {
 	if err := unix.Madvise(b, unix.MADV_RANDOM); err != nil {
 		return err
 	}
-	_, err = fmt.Printf("%x", sha256.Sum256(b))
+	_, err = fmt.Printf("%x", sha256.Sum256(b[:size]))
 	return err
 }
 
@@ -54,34 +78,17 @@ func childPage(args []string) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(args[0])
-	if err != nil {
-		return err
-	}
-	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
-		return err
-	}
-	_, err = f.ReadAt(make([]byte, os.Getpagesize()), off)
-	return err
+	return readRandom(args[0], off, os.Getpagesize())
 }
 
 // childTail maps a file, and fails when there is something behind its end in its last
 // page. args: path.
 func childTail(args []string) error {
-	f, err := os.Open(args[0])
+	b, size, err := mapFile(args[0])
 	if err != nil {
 		return err
 	}
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	page := os.Getpagesize()
-	b, err := unix.Mmap(int(f.Fd()), 0, (int(st.Size())+page-1)/page*page, unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return err
-	}
-	if tail := b[st.Size():]; len(bytes.Trim(tail, "\x00")) > 0 {
+	if tail := b[size:]; len(bytes.Trim(tail, "\x00")) > 0 {
 		return fmt.Errorf("behind the end is %q", tail)
 	}
 	return nil

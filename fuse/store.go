@@ -2,7 +2,6 @@ package fuse
 
 import (
 	"fmt"
-	"runtime/debug"
 	"sync"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -72,13 +71,6 @@ func (d *Dir) storeRest(c Content, index uint32, off, size int64) {
 
 // store puts whole pages of a file of size bytes into the kernel's cache.
 func (d *Dir) store(index uint32, p Piece, size int64) {
-	// As in begin and panicked.
-	debug.SetPanicOnFault(true)
-	defer func() {
-		if v := recover(); v != nil {
-			d.m.panicked(v)
-		}
-	}()
 	data, off := wholePages(p.Data, p.Off, size, clearsTails())
 	if len(data) == 0 || d.ctx.Err() != nil || d.m.closing.Load() {
 		return

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/lazykit/lazykit/estargz"
 	"github.com/lazykit/lazykit/fuse"
@@ -55,16 +54,10 @@ func (w *wholeFiles) Whole(inode uint32, off, least, margin int64) (fuse.Piece, 
 	return fuse.Piece{Data: data, Release: func() { w.held.Add(-1) }}, true
 }
 
-// readPages reads n bytes at off without the kernel's read-ahead.
+// readPages is readRandom, which has to succeed.
 func readPages(t *testing.T, path string, off int64, n int) {
 	t.Helper()
-	f, err := os.Open(path)
-	require.NoError(t, err)
-	defer f.Close()
-	require.NoError(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM))
-	k, err := f.ReadAt(make([]byte, n), off)
-	require.NoError(t, err)
-	require.Equal(t, n, k)
+	require.NoError(t, readRandom(path, off, n))
 }
 
 // TestRestIsStored: of a file of which a page was read no other page is asked for, and

@@ -76,11 +76,8 @@ func goesOn(off, end int64) bool { return off-end <= aheadSlack && end-off <= ah
 func (r *readAhead) keep(inode uint32, lo, hi int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i := range r.mu.runs {
-		v := &r.mu.runs[i]
-		if v.size != 0 && v.inode == inode && lo-aheadSlack <= v.end && v.end < hi {
-			v.kept = hi
-		}
+	if v := r.findLocked(inode); v != nil && lo-aheadSlack <= v.end && v.end < hi {
+		v.kept = hi
 	}
 }
 
@@ -90,13 +87,19 @@ func (r *readAhead) done() {
 	r.mu.Unlock()
 }
 
+// findLocked returns the run in a file, or nil; there is one at most.
+func (r *readAhead) findLocked(inode uint32) *run {
+	for i := range r.mu.runs {
+		if v := &r.mu.runs[i]; v.size != 0 && v.inode == inode {
+			return v
+		}
+	}
+	return nil
+}
+
 // runLocked returns the run that a read at off belongs to, or a new one.
 func (r *readAhead) runLocked(inode uint32, off, size int64) *run {
-	for i := range r.mu.runs {
-		v := &r.mu.runs[i]
-		if v.size == 0 || v.inode != inode {
-			continue
-		}
+	if v := r.findLocked(inode); v != nil {
 		switch {
 		case off > v.end && goesOn(off, v.kept):
 			v.length += off - v.end

@@ -1,10 +1,6 @@
 package layer
 
-import (
-	"math"
-
-	"github.com/lazykit/lazykit/estargz"
-)
+import "github.com/lazykit/lazykit/estargz"
 
 // Whole is a part of a file that is in memory and verified.
 type Whole struct {
@@ -30,15 +26,15 @@ func (l *Layer) Whole(inode uint32, off, least, margin int64) (Whole, bool) {
 	if l.toc.Chunk(c, &chunk) != nil || chunk.Zeros || chunk.Size < least || off-chunk.FileOffset >= chunk.Size {
 		return Whole{}, false
 	}
-	lo, hi := int64(0), chunk.Size
-	if chunk.FileOffset > 0 && !l.hasByte(inode, chunk.FileOffset-1) {
+	lo, hi := int64(0), chunk.Size // chunks of a file follow one another
+	if chunk.FileOffset > 0 && !l.hasChunk(c-1) {
 		lo += margin
 	}
 	var node estargz.Inode
 	if l.toc.Inode(inode, &node) != nil {
 		return Whole{}, false
 	}
-	if end := chunk.FileOffset + chunk.Size; end < node.Size && !l.hasByte(inode, end) {
+	if chunk.FileOffset+chunk.Size < node.Size && !l.hasChunk(c+1) {
 		hi -= margin
 	}
 	if hi <= lo {
@@ -56,13 +52,8 @@ func (l *Layer) Whole(inode uint32, off, least, margin int64) (Whole, bool) {
 	return Whole{Off: chunk.FileOffset + lo, Data: b.data[lo:hi], buf: b}, true
 }
 
-// hasByte says whether the chunk that holds byte off of a file can be had without the
-// network.
-func (l *Layer) hasByte(inode uint32, off int64) bool {
-	c, err := l.toc.FindChunk(inode, off)
-	if err != nil {
-		return false
-	}
+// hasChunk says whether a chunk can be had without the network.
+func (l *Layer) hasChunk(c uint32) bool {
 	var chunk estargz.Chunk
 	if l.toc.Chunk(c, &chunk) != nil {
 		return false
@@ -71,5 +62,5 @@ func (l *Layer) hasByte(inode uint32, off int64) bool {
 		return true
 	}
 	m, err := l.toc.Member(chunk.Member)
-	return err == nil && m.Size < math.MaxInt64-m.Offset && l.blob.Present(m.Offset, m.Size)
+	return err == nil && l.blob.Present(m.Offset, m.Size)
 }

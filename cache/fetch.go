@@ -91,7 +91,11 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispecs.Descriptor
 		return errors.Join(errs...)
 	}
 	provider := &pullprogress.ProviderWithProgress{Provider: dh.Provider(s), Manager: m.content}
-	return contentutil.Copy(ctx, m.content, provider, desc, dh.Ref, logs.LoggerFromContext(ctx))
+	err = contentutil.Copy(ctx, m.content, provider, desc, dh.Ref, logs.LoggerFromContext(ctx))
+	if err != nil && ctx.Err() == nil {
+		err = errors.Join(append(errs, err)...) // the sources' errors say more
+	}
+	return err
 }
 
 // describePulled gives a record without a description one, as BuildKit does when

@@ -15,6 +15,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	digest "github.com/opencontainers/go-digest"
+
+	"github.com/lazykit/lazykit/remotesnapshot/blob"
 )
 
 // Limits of what a Patient registry is asked for.
@@ -34,19 +36,24 @@ const (
 	retryAfterMax = 30 * time.Second
 )
 
-// Patient makes requests for manifests, configs of images, and tokens survive a
-// registry that is out of order for a while: they are made again until limit is over
-// (0: 1 minute, below 0: not at all). Of several hosts only the last, which is the registry
+// Patient makes requests for manifests, configs of images, tokens and whole blobs
+// survive a registry that is out of order for a while: they are made again until limit
+// is over (0: 1 minute, below 0: not at all). Who asks for the same afterwards, as
+// BuildKit does, gets what is left of blobLimit for a blob (0: 5 minutes), and else
+// one try, until there was an answer or nobody asked for half a minute. Of several hosts only the last, which is the registry
 // itself, is waited for; behind a mirror that fails there is another host. Such
 // answers are checked by their digests before anybody sees them, and asked for again
 // when they are wrong. Requests for ranges, and those that change something, pass
 // as they are: package blob has its own patience. Of all requests, a token that has
 // ended is said to have, so that it is renewed.
-func Patient(hosts docker.RegistryHosts, limit time.Duration) docker.RegistryHosts {
+func Patient(hosts docker.RegistryHosts, limit, blobLimit time.Duration) docker.RegistryHosts {
 	if limit == 0 {
 		limit = defaultResolveTimeout
 	}
-	accepted := new(tokens)
+	if blobLimit == 0 {
+		blobLimit = blob.DefaultGiveUp
+	}
+	accepted, out := new(tokens), new(outages)
 	return func(name string) ([]docker.RegistryHost, error) {
 		all, err := hosts(name)
 		for i := range all {
@@ -58,9 +65,9 @@ func Patient(hosts docker.RegistryHosts, limit time.Duration) docker.RegistryHos
 			if next == nil {
 				next = http.DefaultTransport
 			}
-			p := &patient{next: next, tokens: accepted}
+			p := &patient{next: next, tokens: accepted, outages: out}
 			if i == len(all)-1 {
-				p.limit = limit
+				p.limit, p.blobLimit = limit, max(limit, blobLimit)
 			}
 			client.Transport = p
 			all[i].Client = &client
@@ -71,9 +78,11 @@ func Patient(hosts docker.RegistryHosts, limit time.Duration) docker.RegistryHos
 
 // patient is a transport that asks again.
 type patient struct {
-	next   http.RoundTripper
-	tokens *tokens
-	limit  time.Duration // from the first try to the beginning of the last one
+	next      http.RoundTripper
+	tokens    *tokens
+	outages   *outages
+	limit     time.Duration // from the first try to the beginning of the last one
+	blobLimit time.Duration // the same of all requests for a blob together
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -92,11 +101,20 @@ func (p *patient) RoundTrip(req *http.Request) (resp *http.Response, err error) 
 // document asks for something small until it is there.
 func (p *patient) document(req *http.Request) (*http.Response, error) {
 	start, pause := time.Now(), 100*time.Millisecond
+	address := req.URL.Host + req.URL.Path
+	limit := p.left(req, p.outages.passed(address, start))
 	for {
 		resp, err := p.try(req)
 		wait, again := p.again(resp, err, time.Since(start))
 		wait = max(wait, pause)
-		if !again || req.Context().Err() != nil || time.Since(start)+wait > p.limit {
+		switch {
+		case !again:
+			p.outages.ended(address)
+			return resp, err
+		case req.Context().Err() != nil:
+			return resp, err
+		case time.Since(start)+wait > limit:
+			p.outages.failed(address, start, time.Now())
 			return resp, err
 		}
 		if resp != nil {
@@ -111,14 +129,27 @@ func (p *patient) document(req *http.Request) (*http.Response, error) {
 	}
 }
 
+// left is how long a request is made again that was made in vain for passed.
+func (p *patient) left(req *http.Request, passed time.Duration) time.Duration {
+	if passed == 0 {
+		return p.limit
+	}
+	whole := p.limit
+	if isBlob(req) {
+		whole = p.blobLimit
+	}
+	return min(p.limit, whole-passed)
+}
+
+func isBlob(req *http.Request) bool { return strings.Contains(req.URL.Path, "/blobs/") }
+
 // isDocument says whether a request is for something small that can be asked for twice.
 func isDocument(req *http.Request) bool {
 	read := req.Method == http.MethodGet || req.Method == http.MethodHead
 	if !read || req.Header.Get("Range") != "" || req.Body != nil && req.Body != http.NoBody {
 		return false
 	}
-	blob := strings.Contains(req.URL.Path, "/blobs/")
-	return !blob || req.Method == http.MethodGet
+	return !isBlob(req) || req.Method == http.MethodGet
 }
 
 // again says whether another try may have another end, and how long to wait for it.

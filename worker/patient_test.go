@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -54,7 +55,7 @@ func ask(t *testing.T, limit time.Duration, n int, method, path string, header h
 			out = append(out, docker.RegistryHost{Host: s.Listener.Addr().String(), Client: s.Client()})
 		}
 		return out, nil
-	}, limit)
+	}, limit, limit)
 	all, err := hosts("x")
 	require.NoError(t, err)
 	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+all[n].Host+path, nil)
@@ -146,13 +147,80 @@ func TestPatientEnds(t *testing.T) {
 	require.Equal(t, 503, resp.StatusCode, "the registry's last answer")
 	require.Greater(t, s.asked.Load(), int32(1))
 
-	p := &patient{next: http.DefaultTransport, tokens: new(tokens), limit: time.Minute}
+	p := &patient{next: http.DefaultTransport, tokens: new(tokens), outages: new(outages), limit: time.Minute}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/v2/repo/manifests/1", nil)
 	require.NoError(t, err)
 	_, err = p.RoundTrip(req)
 	require.ErrorIs(t, err, context.DeadlineExceeded, "with its caller")
+}
+
+// BuildKit asks for a blob again when it was told that it can't be had.
+func TestPatientEndsForGood(t *testing.T) {
+	forever := make([]http.HandlerFunc, 1000)
+	for i := range forever {
+		forever[i] = status(503)
+	}
+	for _, tc := range []struct {
+		name, path string
+		limit      time.Duration // of all requests together
+	}{
+		{"a blob", "/v2/repo/blobs/sha256:aa", 700 * time.Millisecond},
+		{"a manifest", "/v2/repo/manifests/1", 300 * time.Millisecond},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			s := newFlaky(t, forever...)
+			hosts := Patient(func(string) ([]docker.RegistryHost, error) {
+				return []docker.RegistryHost{{Host: s.Listener.Addr().String(), Client: s.Client()}}, nil
+			}, 300*time.Millisecond, 700*time.Millisecond)
+			get := func() int {
+				all, err := hosts("x") // as it does for each
+				require.NoError(t, err)
+				resp, err := all[0].Client.Get(s.URL + tc.path)
+				require.NoError(t, err)
+				resp.Body.Close()
+				return resp.StatusCode
+			}
+			start := time.Now()
+			for time.Since(start) < tc.limit+outageSlack {
+				require.Equal(t, 503, get())
+				time.Sleep(20 * time.Millisecond)
+			}
+			before := s.asked.Load()
+			for range 3 {
+				require.Equal(t, 503, get())
+			}
+			require.EqualValues(t, before+3, s.asked.Load(), "one try each")
+			s.asked.Store(2000) // it is well again
+			require.Equal(t, 200, get())
+			s.asked.Store(0) // and ill
+			require.Equal(t, 503, get())
+			require.Greater(t, s.asked.Load(), int32(1), "the next outage gets a limit of its own")
+		})
+	}
+}
+
+// outageSlack is for the pauses that a try may lie before its limit.
+const outageSlack = 500 * time.Millisecond
+
+func TestOutages(t *testing.T) {
+	o, now := new(outages), time.Now()
+	require.Zero(t, o.passed("a", now))
+	o.failed("a", now.Add(-time.Minute), now)
+	require.Equal(t, time.Minute+time.Second, o.passed("a", now.Add(time.Second)))
+	require.Zero(t, o.passed("b", now))
+	o.failed("a", now, now.Add(2*time.Second))
+	require.Equal(t, time.Minute+3*time.Second, o.passed("a", now.Add(3*time.Second)), "the same outage")
+	require.Zero(t, o.passed("a", now.Add(2*time.Second+outageGap+1)), "nobody asked for a while")
+	o.failed("a", now, now)
+	o.ended("a")
+	require.Zero(t, o.passed("a", now))
+	for i := range 2 * maxOutages {
+		o.failed(strconv.Itoa(i), now, now)
+	}
+	require.LessOrEqual(t, len(o.of), maxOutages)
 }
 
 func TestPatientNamesRefusedTokens(t *testing.T) {
@@ -190,7 +258,7 @@ func TestPatientHasEndedTokensRenewed(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newFlaky(t, tc.answers...)
-			p := &patient{next: http.DefaultTransport, tokens: new(tokens), limit: time.Minute}
+			p := &patient{next: http.DefaultTransport, tokens: new(tokens), outages: new(outages), limit: time.Minute}
 			for _, want := range tc.want {
 				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/v2/repo/blobs/sha256:aa", nil)
 				require.NoError(t, err)

@@ -73,7 +73,7 @@ func newBackend(ctx context.Context, s *settings, meter metric.MeterProvider) (_
 	if err != nil {
 		return nil, err
 	}
-	hosts := worker.Patient(resolver.NewRegistryConfig(s.Registries), lazy.ResolveTimeout)
+	hosts := worker.Patient(resolver.NewRegistryConfig(s.Registries), lazy.ResolveTimeout, lazy.FetchTimeout)
 	p := parts{sessions: sessions, hosts: hosts}
 	traces, err := p.startTraces(ctx, s.OTEL.SocketPath)
 	if err != nil {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	bksession "github.com/moby/buildkit/session"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazykit/lazykit/hack/lab"
@@ -214,21 +216,34 @@ func TestSessionsAndTokens(t *testing.T) {
 // So does a copy, whose hash is the first to read the base.
 func TestCopyFailsWithTheCause(t *testing.T) {
 	privileged(t)
-	p, ref, img := front(t, fault.Options{})
-	d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{p.Addr},
-		Config: "[worker.oci.stargzSnapshotter.blob]\n  fetching_timeout_sec = 2\n"})
-	p.Set(fault.Fault{Skip: 1, Status: 503}) // once it may read
-	_, err := lab.Build(testContext(t), d.Addr, lab.BuildOptions{Dockerfile: "FROM scratch\nCOPY --from=" + ref + " /a /a\n"})
-	require.Error(t, err)
-	said := answer(t, err)
-	t.Log(said)
-	for _, part := range []string{img.Layers[0].Digest.String(), "bytes=", p.Addr, "503"} {
-		require.Contains(t, said, part)
+	for name, f := range map[string]fault.Fault{
+		"once it may read":           {Skip: 1, Status: 503},
+		"before the TOC can be read": {On: []fault.Kind{fault.Data, fault.TOC}, Skip: 2, Status: 503},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, ref, img := front(t, fault.Options{})
+			d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{p.Addr},
+				Config: "[worker.oci.stargzSnapshotter]\n  resolve_timeout_sec = 2\n" +
+					"[worker.oci.stargzSnapshotter.blob]\n  fetching_timeout_sec = 2\n"})
+			p.Set(f)
+			_, err := lab.Build(testContext(t), d.Addr, lab.BuildOptions{Dockerfile: "FROM scratch\nCOPY --from=" + ref + " /a /a\n"})
+			require.Error(t, err)
+			said := answer(t, err)
+			t.Log(said)
+			named := slices.ContainsFunc(img.Layers, func(l ocispecs.Descriptor) bool {
+				return strings.Contains(said, l.Digest.String())
+			})
+			require.True(t, named, "a layer")
+			for _, part := range []string{"bytes=", p.Addr, "503"} {
+				require.Contains(t, said, part)
+			}
+			p.Set()
+			out := t.TempDir()
+			build(t, d, lab.BuildOptions{Dockerfile: "FROM scratch\nCOPY --from=" + ref + " /a /a\n", OutputDir: out})
+			names, err := os.ReadDir(filepath.Join(out, "a"))
+			require.NoError(t, err)
+			require.Len(t, names, 52)
+		})
 	}
-	p.Set()
-	out := t.TempDir()
-	build(t, d, lab.BuildOptions{Dockerfile: "FROM scratch\nCOPY --from=" + ref + " /a /a\n", OutputDir: out})
-	names, err := os.ReadDir(filepath.Join(out, "a"))
-	require.NoError(t, err)
-	require.Len(t, names, 52)
 }

@@ -14,11 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/fuse/erofs"
 )
 
 // Dir is a layer's directory in the server.
 type Dir struct {
 	m      *mount
+	image  *erofs.Image           // of AddImage: held until Remove; else nil
+	shown  atomic.Pointer[string] // where it is mounted
 	number uint32
 	ctx    context.Context // ends with Remove (errRemoved) and with the server (errServer)
 	end    context.CancelCauseFunc
@@ -48,7 +51,12 @@ type inodes struct {
 const ownInoCount = 3
 
 // Path is absolute and usable as an overlay lower directory.
-func (d *Dir) Path() string { return filepath.Join(d.m.path, d.name()) }
+func (d *Dir) Path() string {
+	if shown := d.shown.Load(); shown != nil {
+		return *shown
+	}
+	return filepath.Join(d.m.path, d.name())
+}
 
 // name is short, as a chain's lower directories share one page of mount options.
 func (d *Dir) name() string { return strconv.FormatUint(uint64(d.number), 36) }
@@ -67,6 +75,10 @@ func (d *Dir) Remove() {
 	}
 	d.content.Store(nil)
 	d.end(errRemoved)
+	if d.image != nil {
+		d.hide()
+		d.image.Release()
+	}
 	// The kernel would keep the tree's entries and pages for ever: tell it.
 	dropped := make(chan struct{})
 	if !d.m.owned.start(func() {

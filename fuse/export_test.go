@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/log"
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // Unmounted is a server without mounts, for tests of single requests.
@@ -62,3 +63,13 @@ var (
 	IsSince     = isSince
 	WholePages  = wholePages
 )
+
+// Abort ends the connections. What is used stays mounted.
+func (s *Server) Abort() {
+	s.end(errServer)
+	for _, m := range s.mounts() {
+		m.closing.Store(true)
+		unix.Unmount(m.path, unix.MNT_FORCE)
+		<-m.served
+	}
+}

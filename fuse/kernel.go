@@ -114,6 +114,7 @@ func (m *mount) mountOptions(opts Options) *gofuse.MountOptions {
 		FsName:            fsName,
 		Name:              fsName,
 		MaxWrite:          maxRead,
+		MaxReadAhead:      m.readAhead,
 		MaxBackground:     min(background, largestMaxBackground),
 		// Passthrough would put us one level up in the stack of file systems,
 		// and a build could not mount an overlay on its own root any more.

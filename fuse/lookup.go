@@ -50,6 +50,11 @@ func (m *mount) lookupLayer(name string, out *gofuse.EntryOut) gofuse.Status {
 		return gofuse.ENOENT
 	}
 	out.NodeId, out.EntryValid = nodeID(d.number, estargz.Root), forever
+	if d.image != nil {
+		out.AttrValid = forever
+		d.dataAttr(&out.Attr)
+		return gofuse.OK
+	}
 	if root := d.root.Load(); root != nil {
 		out.AttrValid = forever
 		fillAttr(&out.Attr, root, d.ownInos)
@@ -141,6 +146,11 @@ func (m *mount) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out *gofus
 	d, index := m.node(in.NodeId)
 	if d == nil {
 		return errno(errNoNode)
+	}
+	if d.image != nil {
+		out.AttrValid = forever
+		d.dataAttr(&out.Attr)
+		return gofuse.OK
 	}
 	r := newRequest(d, cancel, in.Pid)
 	defer r.done()

@@ -22,9 +22,11 @@ type mount struct {
 	path   string
 	plain  bool   // GETXATTR is answered ENOSYS
 	opaque string // name of the attribute of opaque directories
-	log    *log.Entry
-	counts counters
-	owned  *tasks // the goroutines that outlive a call
+
+	readAhead int // of the kernel, in bytes; 0: its default
+	log       *log.Entry
+	counts    counters
+	owned     *tasks // the goroutines that outlive a call
 
 	storing atomic.Int32 // goroutines that do, see storeRest
 

@@ -20,7 +20,11 @@ func (m *mount) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gof
 	}
 	r := newRequest(d, cancel, in.Pid)
 	defer r.done()
-	n, err := d.read(r, index, buf, in.Offset)
+	read := d.read
+	if d.image != nil {
+		read = d.readData
+	}
+	n, err := read(r, index, buf, in.Offset)
 	if err != nil {
 		return nil, d.fail("read", index, fmt.Errorf("%d bytes at %d: %w", len(buf), in.Offset, err))
 	}

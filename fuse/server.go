@@ -14,16 +14,20 @@ import (
 // Options of a Server. Zero values are the documented defaults.
 type Options struct {
 	Root          string // directory that gets the mount points; required, made if absent
+	Images        bool   // show layers as EROFS images too, where the kernel does it; see AddImage
 	UserXattr     bool   // opaque directories say user.overlay.opaque instead of trusted.overlay.opaque
 	MaxBackground int    // reads under way per mount before the kernel queues more, each with a buffer of 128 KiB; 0: 1024
 	Debug         bool   // log every FUSE message
 }
 
 // Server serves layers from two mounts, Root/p (plain: no value of an xattr is
-// ever asked for) and Root/x (with xattrs); one directory per layer in one of them.
-// Its methods are safe for concurrent use.
+// ever asked for) and Root/x (with xattrs), one directory per layer in one of them; and
+// the bytes of those that are EROFS images, mounted below Root/e, from a third one,
+// Root/d. Its methods are safe for concurrent use.
 type Server struct {
 	plain, xattr *mount
+	data         *mount // nil without images
+	images       images
 
 	ctx   context.Context // parent of the layers' contexts
 	end   context.CancelCauseFunc
@@ -47,32 +51,49 @@ func NewServer(ctx context.Context, opts Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fuse server: %w", err)
 	}
-	opaque := trustedOpaque
-	if opts.UserXattr {
-		opaque = userOpaque
-	}
+	opaque := Opaque(opts.UserXattr)
 	l := log.G(ctx)
 	s := &Server{owned: new(tasks)}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	s.plain = newMount(filepath.Join(root, "p"), true, opaque, l, s.owned)
 	s.xattr = newMount(filepath.Join(root, "x"), false, opaque, l, s.owned)
-	for _, m := range s.mounts() {
+	data := newMount(filepath.Join(root, "d"), true, opaque, l, s.owned)
+	data.readAhead = noReadAhead
+	s.images.root = filepath.Join(root, "e")
+	// Images lie upon the data: they go first, and they do where none are wanted now.
+	n, err := sweepBelow(s.images.root)
+	if err != nil {
+		return nil, fmt.Errorf("fuse server: %w", err)
+	}
+	if n > 0 {
+		l.Infof("detached %d images of an earlier process", n)
+	}
+	for _, m := range []*mount{s.plain, s.xattr, data} {
 		if err := m.sweep(); err != nil {
 			return nil, fmt.Errorf("fuse server: %w", err)
 		}
 	}
-	if err := s.plain.mount(opts); err != nil {
-		return nil, fmt.Errorf("fuse server: %w", err)
+	if opts.Images {
+		s.data = data
 	}
-	if err := s.xattr.mount(opts); err != nil {
-		s.plain.unmount()
-		<-s.plain.served
-		return nil, fmt.Errorf("fuse server: %w", err)
+	for i, m := range s.mounts() {
+		if err := m.mount(opts); err != nil {
+			for _, m := range s.mounts()[:i] {
+				m.unmount()
+				<-m.served
+			}
+			return nil, fmt.Errorf("fuse server: %w", err)
+		}
 	}
 	return s, nil
 }
 
-func (s *Server) mounts() [2]*mount { return [2]*mount{s.plain, s.xattr} }
+func (s *Server) mounts() []*mount {
+	if s.data == nil {
+		return []*mount{s.plain, s.xattr}
+	}
+	return []*mount{s.plain, s.xattr, s.data}
+}
 
 // Add gives a layer a directory of its own, with node ids that are never used
 // again. The plain mount is chosen when the TOC has no xattr. The server does
@@ -113,16 +134,18 @@ func (s *Server) addResolved(c Content, exact bool) (*Dir, error) {
 // known of them.
 func (s *Server) AddPending(c Content) (*Dir, error) { return s.add(s.xattr, c) }
 
-func (s *Server) add(m *mount, c Content) (*Dir, error) {
+func (s *Server) add(m *mount, c Content) (*Dir, error) { return s.addDir(&Dir{m: m}, c) }
+
+// addDir makes d, which has a mount, a directory of it.
+func (s *Server) addDir(d *Dir, c Content) (*Dir, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.closing != nil {
 		return nil, fmt.Errorf("layer %s: %w", c.Status().Digest, errServer)
 	}
-	d := &Dir{m: m}
 	d.content.Store(&heldContent{c})
 	d.ctx, d.end = context.WithCancelCause(s.ctx)
-	if err := m.add(d); err != nil {
+	if err := d.m.add(d); err != nil {
 		d.end(err)
 		return nil, fmt.Errorf("layer %s: %w", c.Status().Digest, err)
 	}
@@ -144,7 +167,7 @@ func (s *Server) Requests() map[string]uint64 {
 // change it.
 var closeWait = 5 * time.Second
 
-// Close detaches both mounts and aborts the connections, so that it returns
+// Close detaches all mounts and aborts the connections, so that it returns
 // soon even where requests wait for a dead registry and overlays pin the mount.
 // When it returns nil, no request uses a Content any more. It may be called more
 // than once; each call returns when the server is closed.
@@ -174,6 +197,12 @@ func (s *Server) Close() error {
 func (s *Server) close() error {
 	s.end(errServer)
 	var errs []error
+	if s.data != nil {
+		// The images' owners may not have removed them.
+		for _, d := range *s.data.layers.Load() {
+			d.hide()
+		}
+	}
 	for _, m := range s.mounts() {
 		if err := m.unmount(); err != nil {
 			errs = append(errs, err)

@@ -27,6 +27,7 @@ const (
 type Piece struct {
 	Off     int64
 	Data    []byte // not changed until Release
+	Again   bool   // Whole has returned it before, since it got there
 	Release func() // called once
 }
 
@@ -64,6 +65,10 @@ func (d *Dir) storeRest(c Content, index uint32, off, size int64) {
 		p.Release()
 		d.m.storing.Add(-1)
 	}
+	if p.Again {
+		end()
+		return
+	}
 	if !d.m.owned.start(func() { defer end(); d.store(index, p, size) }) {
 		end()
 	}
@@ -72,14 +77,21 @@ func (d *Dir) storeRest(c Content, index uint32, off, size int64) {
 // store puts whole pages of a file of size bytes into the kernel's cache.
 func (d *Dir) store(index uint32, p Piece, size int64) {
 	data, off := wholePages(p.Data, p.Off, size, clearsTails())
+	d.notifyStore(nodeID(d.number, index), off, data)
+}
+
+// notifyStore puts data into the kernel's cache, unless the layer has gone.
+func (d *Dir) notifyStore(node uint64, off int64, data []byte) bool {
 	if len(data) == 0 || d.ctx.Err() != nil || d.m.closing.Load() {
-		return
+		return false
 	}
 	// The kernel may have forgotten the file meanwhile, or be out of memory: then it
 	// asks again.
-	if d.m.server.InodeNotifyStoreCache(nodeID(d.number, index), off, data) == gofuse.OK {
-		d.m.counts[opStore].Add(1)
+	if d.m.server.InodeNotifyStoreCache(node, off, data) != gofuse.OK {
+		return false
 	}
+	d.m.counts[opStore].Add(1)
+	return true
 }
 
 // wholePages is what of data, at offset off, fills pages; tails says that the last page

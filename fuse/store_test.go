@@ -43,15 +43,13 @@ func (w *wholeFiles) Whole(inode uint32, off, least, margin int64) (fuse.Piece, 
 	if toc.Inode(inode, &node) != nil || node.Size < least {
 		return fuse.Piece{}, false
 	}
-	if _, again := w.given.LoadOrStore(inode, true); again {
-		return fuse.Piece{}, false
-	}
+	_, again := w.given.LoadOrStore(inode, true)
 	data := make([]byte, node.Size)
 	if n, err := w.Content.ReadAt(context.Background(), inode, data, 0); err != nil || n != len(data) {
 		return fuse.Piece{}, false
 	}
 	w.held.Add(1)
-	return fuse.Piece{Data: data, Release: func() { w.held.Add(-1) }}, true
+	return fuse.Piece{Data: data, Again: again, Release: func() { w.held.Add(-1) }}, true
 }
 
 // readPages is readRandom, which has to succeed.

@@ -16,6 +16,14 @@ const (
 	opaqueValue   = "y"
 )
 
+// Opaque is the name of the attribute of opaque directories, which has the value "y".
+func Opaque(userXattr bool) string {
+	if userXattr {
+		return userOpaque
+	}
+	return trustedOpaque
+}
+
 // GetXAttr answers GETXATTR. An empty dest asks for the size.
 func (m *mount) GetXAttr(cancel <-chan struct{}, h *gofuse.InHeader, name string, dest []byte) (uint32, gofuse.Status) {
 	m.begin(opGetxattr)

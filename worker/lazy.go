@@ -55,6 +55,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 
 		ProfileDir: opts.Lazy.ProfileDir,
 		NoProfiles: opts.Lazy.NoProfiles,
+		NoImages:   opts.Lazy.NoImages,
 		OnError:    func(err error) { bklog.L.WithError(err).Warn("lazy file system") },
 		Layer: layer.Options{
 			PrefetchSize:    opts.Lazy.PrefetchSize,

@@ -100,6 +100,9 @@ type LazyOptions struct {
 	ProfileDir string
 	// NoProfiles turns that off.
 	NoProfiles bool
+	// NoImages serves layers by FUSE alone, also where the kernel can show them as EROFS
+	// images.
+	NoImages bool
 	// Debug logs each FUSE message.
 	Debug bool
 }

@@ -26,6 +26,7 @@ func parseStargz(table map[string]any) (_ worker.LazyOptions, warnings []string,
 		MaxWait:         time.Duration(c.Blob.MaxWait) * time.Millisecond,
 		ProfileDir:      c.ProfileDir,
 		NoProfiles:      c.NoProfiles,
+		NoImages:        c.NoEROFS,
 		MaxBytes:        c.MaxBytes,
 		Debug:           c.Debug,
 	}, warnings, nil

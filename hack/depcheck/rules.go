@@ -48,10 +48,11 @@ var Ours = Rules{
 		{From: "remotesnapshot/blob"},
 		{From: "remotesnapshot/profile"},
 		// level 1
-		{From: "fuse", To: []string{"estargz"}},
+		{From: "fuse", To: []string{"estargz", "fuse/erofs"}},
+		{From: "fuse/erofs", To: []string{"estargz"}},
 		{From: "remotesnapshot/layer", To: []string{"estargz"}},
 		// level 2
-		{From: "remotesnapshot/lazyfs", To: []string{"remotesnapshot", "remotesnapshot/layer", "remotesnapshot/blob", "remotesnapshot/profile", "fuse", "estargz"}},
+		{From: "remotesnapshot/lazyfs", To: []string{"remotesnapshot", "remotesnapshot/layer", "remotesnapshot/blob", "remotesnapshot/profile", "fuse", "fuse/erofs", "estargz"}},
 		// level 3
 		{From: "cache/...", To: []string{"remotesnapshot"}},
 		{From: "remotesnapshot/store", To: []string{"remotesnapshot/layer", "remotesnapshot/blob", "fuse", "remotesnapshot/lazyfs"}},

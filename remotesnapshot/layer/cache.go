@@ -74,19 +74,21 @@ func (c *cache) get(k chunkKey) *buffer {
 	return it.buf.acquire()
 }
 
-// takeWhole returns a chunk with a hold for a caller who will keep it elsewhere: the
-// first time only, and nil when it is not here. It is the next one to go.
-func (c *cache) takeWhole(k chunkKey) *buffer {
+// takeWhole returns a chunk with a hold for a caller who will keep it elsewhere, and
+// whether that was said before; nil when it is not here. It is the next one to go.
+func (c *cache) takeWhole(k chunkKey) (_ *buffer, again bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.mu.entries[k]
-	if e == nil || e.Value.(*cached).handed {
-		return nil
+	if e == nil {
+		return nil, false
 	}
 	it := e.Value.(*cached)
-	it.handed = true
-	it.in.order.MoveToBack(e)
-	return it.buf.acquire()
+	if again = it.handed; !again {
+		it.handed = true
+		it.in.order.MoveToBack(e)
+	}
+	return it.buf.acquire(), again
 }
 
 // put takes a hold of its own on b. What has to go is freed after the lock.

@@ -4,17 +4,17 @@ import "github.com/lazykit/lazykit/estargz"
 
 // Whole is a part of a file that is in memory and verified.
 type Whole struct {
-	Off  int64
-	Data []byte // not to be changed
-	buf  *buffer
+	Off   int64
+	Data  []byte // not to be changed
+	Again bool   // it was returned before, since it was decompressed
+	buf   *buffer
 }
 
 // Release gives the memory back. Call it once.
 func (w Whole) Release() { w.buf.release() }
 
 // Whole returns the chunk of regular file inode that holds byte off, for a caller who
-// keeps it from now on: when it has at least least bytes and is in the cache, and once for
-// each time that it was decompressed. On a side where bytes of the file follow that are
+// keeps it from now on: when it has at least least bytes and is in the cache. On a side where bytes of the file follow that are
 // not present, the last margin bytes are left out. It never blocks. Call it between
 // Acquire and Release; the result outlives those.
 func (l *Layer) Whole(inode uint32, off, least, margin int64) (Whole, bool) {
@@ -40,7 +40,7 @@ func (l *Layer) Whole(inode uint32, off, least, margin int64) (Whole, bool) {
 	if hi <= lo {
 		return Whole{}, false
 	}
-	b := l.pool.cache.takeWhole(chunkKey{l.id, c})
+	b, again := l.pool.cache.takeWhole(chunkKey{l.id, c})
 	if b == nil {
 		return Whole{}, false
 	}
@@ -49,7 +49,7 @@ func (l *Layer) Whole(inode uint32, off, least, margin int64) (Whole, bool) {
 		return Whole{}, false
 	}
 	l.ahead.keep(inode, chunk.FileOffset+lo, chunk.FileOffset+hi)
-	return Whole{Off: chunk.FileOffset + lo, Data: b.data[lo:hi], buf: b}, true
+	return Whole{Off: chunk.FileOffset + lo, Data: b.data[lo:hi], Again: again, buf: b}, true
 }
 
 // hasChunk says whether a chunk can be had without the network.

@@ -30,6 +30,9 @@ func (o *opened) whole(f file, off int64) (lo, hi int64, ok bool) {
 		return 0, 0, false
 	}
 	defer w.Release()
+	if w.Again {
+		return 0, 0, false
+	}
 	lo, hi = w.Off, w.Off+int64(len(w.Data))
 	require.True(o.t, bytes.Equal(f.data[lo:hi], w.Data), "bytes %d to %d", lo, hi)
 	return lo, hi, true

@@ -43,7 +43,7 @@ func (c *content) ReadAt(ctx context.Context, inode uint32, dst []byte, off int6
 // Whole returns a chunk that was read in part.
 func (c *content) Whole(inode uint32, off, least, margin int64) (fuse.Piece, bool) {
 	w, ok := c.layer.Load().Whole(inode, off, least, margin)
-	return fuse.Piece{Off: w.Off, Data: w.Data, Release: w.Release}, ok
+	return fuse.Piece{Off: w.Off, Data: w.Data, Again: w.Again, Release: w.Release}, ok
 }
 
 func (c *content) Status() fuse.Status {

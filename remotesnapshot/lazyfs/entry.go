@@ -1,11 +1,13 @@
 package lazyfs
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/lazykit/lazykit/estargz"
@@ -58,14 +60,27 @@ type entry struct {
 		closed bool
 		fast   []*fuse.Dir // by copy
 		exact  []*fuse.Dir // by copy
+		images []*fuse.Dir // by copy; instead of both where the kernel shows images
 	}
+	image madeImage
 }
 
 // dir returns the n-th copy's directory, made at its first use.
-func (e *entry) dir(s *fuse.Server, n int, x remotesnapshot.Xattrs) (string, error) {
+func (fs *FS) dir(e *entry, n int, x remotesnapshot.Xattrs) (string, error) {
 	if n < 0 || n >= maxCopies {
 		return "", fmt.Errorf("layer %s: copy %d of %d", e.key.blob, n, maxCopies)
 	}
+	if img := fs.imageOf(e); img != nil {
+		dir, err := fs.shown(e, n, img)
+		if err == nil {
+			return dir, nil
+		}
+		// FUSE does without what an image needs: an own mount, space on the disk.
+		if !errors.Is(err, fuse.ErrNoImages) && !errors.Is(err, ErrClosed) {
+			log.G(fs.ctx).WithError(err).Warnf("layer %s is served by FUSE alone", e.key.blob)
+		}
+	}
+	s := fs.server
 	e.dirs.Lock()
 	defer e.dirs.Unlock()
 	if e.dirs.closed {
@@ -89,12 +104,13 @@ func (e *entry) dir(s *fuse.Server, n int, x remotesnapshot.Xattrs) (string, err
 func (e *entry) close() {
 	e.dirs.Lock()
 	e.dirs.closed = true
-	dirs := slices.Concat(e.dirs.fast, e.dirs.exact)
-	e.dirs.fast, e.dirs.exact = nil, nil
+	dirs := slices.Concat(e.dirs.fast, e.dirs.exact, e.dirs.images)
+	e.dirs.fast, e.dirs.exact, e.dirs.images = nil, nil, nil
 	e.dirs.Unlock()
 	for _, d := range dirs {
 		d.Remove()
 	}
+	e.image.close()
 	if l := e.content.layer.Load(); l != nil {
 		l.Close()
 	}

@@ -28,6 +28,8 @@ type FS struct {
 	// profiles is nil when they are turned off.
 	profiles *profile.Store
 
+	building chan struct{} // a place for who makes an image
+
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	calls  *calls
@@ -55,7 +57,7 @@ func New(ctx context.Context, opts Options) (_ *FS, err error) {
 	if err != nil {
 		return nil, err
 	}
-	fs := &FS{opts: opts, tocDir: filepath.Join(opts.Root, "toc"), pool: layer.NewPool(opts.Layer), compiling: layer.NewCompiling()}
+	fs := &FS{opts: opts, tocDir: filepath.Join(opts.Root, "toc"), pool: layer.NewPool(opts.Layer), compiling: layer.NewCompiling(), building: make(chan struct{}, 1)}
 	if err := layer.MakeTOCDir(fs.tocDir); err != nil {
 		return nil, fmt.Errorf("lazyfs: %w", err)
 	}
@@ -68,7 +70,9 @@ func New(ctx context.Context, opts Options) (_ *FS, err error) {
 	if fs.blobs, err = blob.NewStore(opts.Blob); err != nil {
 		return nil, fmt.Errorf("lazyfs: %w", err)
 	}
-	fs.server, err = fuse.NewServer(ctx, fuse.Options{Root: opts.MountRoot, UserXattr: opts.UserXattr, Debug: opts.Debug})
+	fs.server, err = fuse.NewServer(ctx, fuse.Options{
+		Root: opts.MountRoot, Images: !opts.NoImages, UserXattr: opts.UserXattr, Debug: opts.Debug,
+	})
 	if err != nil {
 		_ = fs.blobs.Close() // it has done nothing yet
 		return nil, fmt.Errorf("lazyfs: %w", err)

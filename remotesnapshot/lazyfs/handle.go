@@ -27,7 +27,7 @@ func (h *handle) Dir(n int, x remotesnapshot.Xattrs) (string, error) {
 	if l == nil {
 		return "", fmt.Errorf("layer %s is not resolved: %w", h.request.Digest, cerrdefs.ErrUnavailable)
 	}
-	dir, err := h.entry.dir(h.fs.server, n, x)
+	dir, err := h.fs.dir(h.entry, n, x)
 	if err != nil {
 		return "", err
 	}

@@ -46,6 +46,9 @@ type Options struct {
 	ProfileDir string
 	// NoProfiles turns them off.
 	NoProfiles bool
+	// NoImages serves all layers by FUSE alone, also where the kernel could show them
+	// as EROFS images.
+	NoImages bool
 	// OnError, when set, is told of errors that no caller sees. It must not block.
 	OnError func(error)
 

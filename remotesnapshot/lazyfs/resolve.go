@@ -47,6 +47,7 @@ func (fs *FS) resolve(ctx context.Context, r request) error {
 // resolveEntry makes the layer of an entry that the caller holds readable.
 func (fs *FS) resolveEntry(ctx context.Context, e *entry, r request) error {
 	if e.content.layer.Load() != nil {
+		fs.makeImage(e)
 		return fs.refresh(r)
 	}
 	// Who joins brings another place to ask: the first one's may be dead.
@@ -61,6 +62,9 @@ func (fs *FS) resolveEntry(ctx context.Context, e *entry, r request) error {
 		defer fs.release(e)
 		err := fs.find(ctx, e, r)
 		fs.note(r.Source, err)
+		if err == nil {
+			fs.makeImage(e)
+		}
 		return err
 	})
 }

@@ -2,6 +2,7 @@ package lazyfs
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -22,43 +23,52 @@ import (
 func TestLargeChunksAreDecompressedOnce(t *testing.T) {
 	const chunk, chunks, page = 1 << 20, 16, 4096
 	body := estargztest.Bytes(1, chunk*chunks)
-	reg := blobtest.New(t)
-	w := start(t, Options{Layer: layer.Options{CacheBytes: 3 * chunk}}, reg)
-	src := push(reg, "repo:1", estargztest.Build(t, estargztest.Options{Format: estargz.FormatEStargz, ChunkSize: chunk, Level: 1}, estargztest.File("f", body)))
-	dir, _ := w.resolved(src)
+	for _, noImages := range []bool{true, false} {
+		// Of an image, what follows the page, what follows that, and what lies before it.
+		stored := uint64(3)
+		if noImages {
+			stored = 1
+		}
+		t.Run(fmt.Sprintf("NoImages %t", noImages), func(t *testing.T) {
+			reg := blobtest.New(t)
+			w := start(t, Options{NoImages: noImages, Layer: layer.Options{CacheBytes: 3 * chunk}}, reg)
+			src := push(reg, "repo:1", estargztest.Build(t, estargztest.Options{Format: estargz.FormatEStargz, ChunkSize: chunk, Level: 1}, estargztest.File("f", body)))
+			dir, _ := w.resolved(src)
 
-	f, err := os.Open(filepath.Join(dir, "f"))
-	require.NoError(t, err)
-	defer f.Close()
-	require.NoError(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM))
-	read := func(off int64) {
-		t.Helper()
-		got := make([]byte, page)
-		_, err := f.ReadAt(got, off)
-		require.NoError(t, err)
-		require.Equal(t, body[off:off+page], got, "at %d", off)
+			f, err := os.Open(filepath.Join(dir, "f"))
+			require.NoError(t, err)
+			defer f.Close()
+			require.NoError(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM))
+			read := func(off int64) {
+				t.Helper()
+				got := make([]byte, page)
+				_, err := f.ReadAt(got, off)
+				require.NoError(t, err)
+				require.Equal(t, body[off:off+page], got, "at %d", off)
+			}
+			loads := func() int64 { return w.entriesOf(src.Digest)[0].content.layer.Load().Info().Loads }
+			stores := func() uint64 { return w.server.Requests()["STORE"] }
+			// From the end, so that the neighbour behind each one is here: no more than a margin
+			// in front of it has to wait for the next one.
+			for c := int64(chunks - 1); c >= 0; c-- {
+				before := stores()
+				read(c*chunk + chunk/2)
+				eventually(t, "the chunk is stored", func() bool { return stores() == before+stored })
+			}
+			require.EqualValues(t, chunks, loads())
+			r := rand.New(rand.NewPCG(1, 1))
+			for range 500 {
+				// Not in the margin, of which a later chunk's store did not know.
+				read(r.Int64N(chunks)*chunk + 128<<10 + r.Int64N((chunk-256<<10)/page)*page)
+			}
+			require.EqualValues(t, chunks, loads(), "nothing was decompressed twice")
+			for range 500 {
+				read(r.Int64N(chunks*chunk/page) * page)
+			}
+			check(t, dir, "f", body)
+			require.Less(t, loads(), int64(3*chunks), "each margin once more, at the most")
+		})
 	}
-	loads := func() int64 { return w.entriesOf(src.Digest)[0].content.layer.Load().Info().Loads }
-	stores := func() uint64 { return w.server.Requests()["STORE"] }
-	// From the end, so that the neighbour behind each one is here: no more than a margin
-	// in front of it has to wait for the next one.
-	for c := int64(chunks - 1); c >= 0; c-- {
-		before := stores()
-		read(c*chunk + chunk/2)
-		eventually(t, "the chunk is stored", func() bool { return stores() == before+1 })
-	}
-	require.EqualValues(t, chunks, loads())
-	r := rand.New(rand.NewPCG(1, 1))
-	for range 500 {
-		// Not in the margin, of which a later chunk's store did not know.
-		read(r.Int64N(chunks)*chunk + 128<<10 + r.Int64N((chunk-256<<10)/page)*page)
-	}
-	require.EqualValues(t, chunks, loads(), "nothing was decompressed twice")
-	for range 500 {
-		read(r.Int64N(chunks*chunk/page) * page)
-	}
-	check(t, dir, "f", body)
-	require.Less(t, loads(), int64(3*chunks), "each margin once more, at the most")
 }
 
 // TestLargeFileIsFetchedAhead: what the kernel is given of each chunk does not end the run

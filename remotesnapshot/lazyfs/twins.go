@@ -18,7 +18,7 @@ func (fs *FS) Fast(dirs []string) ([]string, error) {
 			if len(places) == 0 {
 				continue
 			}
-			fast, err := e.dir(fs.server, n, remotesnapshot.FastXattrs)
+			fast, err := fs.dir(e, n, remotesnapshot.FastXattrs)
 			if err != nil {
 				return nil, err
 			}

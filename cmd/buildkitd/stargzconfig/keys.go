@@ -23,6 +23,7 @@ type Keys struct {
 	// stargz-snapshotter has no such keys, see own.
 	ProfileDir string `toml:"profile_dir"`
 	NoProfiles bool   `toml:"no_profiles"`
+	NoEROFS    bool   `toml:"no_erofs"`
 	Resolve    int64  `toml:"resolve_timeout_sec"`
 	MaxBytes   int64  `toml:"max_lazy_bytes"`
 
@@ -74,7 +75,7 @@ var inert = map[string]string{
 }
 
 // own are the keys that only we have. Stock ignores them.
-var own = []string{"profile_dir", "no_profiles", "resolve_timeout_sec", "max_lazy_bytes"}
+var own = []string{"profile_dir", "no_profiles", "no_erofs", "resolve_timeout_sec", "max_lazy_bytes"}
 
 // Parse reads the table. The warnings name keys without effect; a key that is
 // unknown to stargz-snapshotter is an error.

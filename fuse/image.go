@@ -1,0 +1,333 @@
+package fuse
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/fuse/erofs"
+)
+
+// A layer may also be shown by the kernel's EROFS: the tree is an image on the disk
+// (package erofs), and only the bytes of files are ours, all in one file of the mount
+// Root/d. So a walk sends no message at all, and what a scan will read can be put into
+// the kernel's page cache a megabyte at a time, whichever files it belongs to, since the
+// kernel always knows that one file.
+//
+// The page cache keeps such bytes twice, once for the image's files and once for the
+// file that they lie in; the second are not used again and go first.
+
+// ErrNoImages is for a kernel that can't show layers as EROFS images from a file.
+var ErrNoImages = errors.New("no EROFS images here")
+
+// noReadAhead, in bytes, is less than a page: the kernel asks for one page of Root/d at
+// a time. Its read-ahead would see one large file, of which reading small ones in order
+// is reading on, and ask for neighbours that nobody wants. What else there is of a file in
+// memory is put into the page cache before the page is handed over (storeAround), so
+// that a file is one READ and one store, and nothing depends on guesses of the kernel.
+const noReadAhead = 1
+
+// images is what shows layers as EROFS.
+type images struct {
+	root string // mount points are below it
+
+	mu struct {
+		sync.Mutex
+		tried bool
+		err   error // why there are none
+	}
+}
+
+// sweepBelow detaches what an earlier process left at or below dir, and makes it.
+func sweepBelow(dir string) (int, error) {
+	// The kernel lists mounts by their real paths.
+	real, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, os.MkdirAll(dir, 0o700)
+	}
+	if err != nil {
+		return 0, err
+	}
+	real = filepath.Join(real, filepath.Base(dir))
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for line := range strings.Lines(string(table)) {
+		f := strings.Fields(line)
+		if len(f) < 5 || !strings.HasPrefix(f[4], real+"/") {
+			continue // our names need no escapes
+		}
+		gone, err := detach(f[4])
+		if n += gone; err != nil {
+			return n, err
+		}
+	}
+	return n, os.MkdirAll(dir, 0o700)
+}
+
+// AddImage shows a layer as the image that was made of its TOC. The error wraps
+// ErrNoImages where the kernel does not do that, or Options.Images is not set: then
+// there is Add. The directory answers exactly for extended attributes. It keeps a hold
+// on img until it is removed; the same content and image may be added more than once.
+func (s *Server) AddImage(c Content, img *erofs.Image) (*Dir, error) {
+	if s.data == nil {
+		return nil, ErrNoImages
+	}
+	if err := s.images.refused(); err != nil {
+		return nil, err
+	}
+	toc, err := c.Acquire()
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", c.Status().Digest, err)
+	}
+	defer c.Release()
+	if !img.Hold() {
+		return nil, fmt.Errorf("layer %s: %w", c.Status().Digest, errClosed)
+	}
+	d, err := s.addDir(&Dir{m: s.data, image: img}, c)
+	if err != nil {
+		img.Release()
+		return nil, err
+	}
+	if _, err = d.settle(toc); err == nil {
+		err = s.show(d)
+	}
+	if err != nil {
+		d.Remove()
+		return nil, fmt.Errorf("layer %s: %w", c.Status().Digest, err)
+	}
+	return d, nil
+}
+
+// Images says whether AddImage may work.
+func (s *Server) Images() bool { return s.data != nil && s.images.refused() == nil }
+
+func (i *images) refused() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.mu.err
+}
+
+// show mounts a layer's image.
+func (s *Server) show(d *Dir) error {
+	at := filepath.Join(s.images.root, d.name())
+	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	option := ""
+	if d.image.DataSize() > 0 {
+		option = "device=" + filepath.Join(d.m.path, d.name())
+	}
+	if err := unix.Mount(d.image.Path(), at, "erofs", unix.MS_RDONLY, option); err != nil {
+		os.Remove(at)
+		err = fmt.Errorf("mount image: %w", err)
+		if d.ctx.Err() != nil {
+			return err
+		}
+		return s.images.tried(s.data, err)
+	}
+	d.shown.Store(&at)
+	return s.images.tried(s.data, nil)
+}
+
+// tried notes how the first mount ended. Once images work they do; a later mount may
+// fail for want of memory, say, which concerns its layer alone.
+func (i *images) tried(m *mount, err error) error {
+	i.mu.Lock()
+	first := !i.mu.tried
+	i.mu.tried = true
+	i.mu.Unlock()
+	if !first {
+		return err
+	}
+	if err == nil {
+		err = i.nest()
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrNoImages, err)
+		m.log.WithError(err).Info("layers are served by FUSE alone")
+		i.mu.Lock()
+		i.mu.err = err
+		i.mu.Unlock()
+	}
+	return err
+}
+
+// nest tries whether a build step could mount an overlay on its own root. Some kernels
+// count an image in a file as one level of stacked file systems, and take no third.
+func (i *images) nest() (err error) {
+	list, err := os.ReadDir(i.root)
+	if err != nil || len(list) == 0 {
+		return errors.Join(err, errors.New("nothing to try"))
+	}
+	dir, err := os.MkdirTemp(filepath.Dir(i.root), "try")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	below := filepath.Join(i.root, list[0].Name())
+	for _, name := range []string{"1", "2"} {
+		at, empty := filepath.Join(dir, name), filepath.Join(dir, "empty"+name)
+		if err := errors.Join(os.Mkdir(at, 0o700), os.Mkdir(empty, 0o700)); err != nil {
+			return err
+		}
+		if err := unix.Mount("overlay", at, "overlay", unix.MS_RDONLY, "lowerdir="+empty+":"+below); err != nil {
+			return fmt.Errorf("an overlay on an overlay on it: %w", err)
+		}
+		defer detach(at)
+		below = at
+	}
+	return nil
+}
+
+// hide takes the image's mount away.
+func (d *Dir) hide() {
+	shown := d.shown.Load()
+	if shown == nil {
+		return
+	}
+	if _, err := detach(*shown); err != nil {
+		d.m.log.WithError(err).Error("image stays mounted")
+	}
+	os.Remove(*shown)
+}
+
+// dataAttr is what stat says of the file that has a layer's bytes.
+func (d *Dir) dataAttr(out *gofuse.Attr) {
+	size := uint64(d.image.DataSize())
+	*out = gofuse.Attr{
+		Ino: d.ownInos, Mode: unix.S_IFREG | 0o400, Nlink: 1,
+		Size: size, Blocks: size / 512, Blksize: blockSize,
+	}
+}
+
+// readData answers a READ of that file, which may touch several files of the layer.
+func (d *Dir) readData(r *request, index uint32, buf []byte, off uint64) (int, error) {
+	if index != estargz.Root {
+		return 0, errNoNode
+	}
+	h, err := d.acquire(r)
+	if err != nil {
+		return 0, err
+	}
+	defer h.content.Release()
+	if !d.image.Hold() {
+		return 0, errRemoved
+	}
+	defer d.image.Release()
+	size := uint64(d.image.DataSize())
+	if off >= size {
+		return 0, nil
+	}
+	want := int(min(uint64(len(buf)), size-off))
+	for n := 0; n < want; {
+		m, err := d.readFile(r, h, buf[n:want], int64(off)+int64(n))
+		if err != nil {
+			return 0, err
+		}
+		n += m
+	}
+	return want, nil
+}
+
+// readFile fills buf from the one file that lies at off, and with zeros behind its end
+// up to where the next one begins.
+func (d *Dir) readFile(r *request, h hold, buf []byte, off int64) (int, error) {
+	index, start, next, ok := d.image.File(off)
+	if !ok {
+		return 0, fmt.Errorf("no file at %d of %d bytes: %w", off, d.image.DataSize(), estargz.ErrCorrupt)
+	}
+	buf = buf[:min(int64(len(buf)), next-off)]
+	var in estargz.Inode
+	if err := h.inode(index, &in); err != nil {
+		return 0, err
+	}
+	own := int(min(max(in.Size-(off-start), 0), int64(len(buf))))
+	if own > 0 {
+		n, err := h.content.ReadAt(r, index, buf[:own], off-start)
+		if err == nil && n < own {
+			err = fmt.Errorf("%d of %d bytes", n, own)
+		}
+		if err != nil {
+			return 0, d.failure(r, fmt.Errorf("inode %d: %w", index, err))
+		}
+		d.storeAround(h.content, index, off-start+int64(own)-1, in.Size)
+	}
+	clear(buf[own:])
+	return len(buf), nil
+}
+
+// storeNow is how much is put into the page cache before a READ is answered: what EROFS
+// reads ahead of a file. The rest of a large chunk follows behind the reader's back.
+const storeNow = 128 << 10
+
+// storeAround puts the chunk that holds byte off of a file, the last one of a READ, into
+// the page cache: what follows the READ before it returns, and the rest of it once.
+//
+// Two READs can wait for each other's pages here only in the order of the file: each
+// stores behind its own, so that the last one waits for nobody. What lies before a READ
+// is stored by a goroutine that no READ waits for.
+func (d *Dir) storeAround(c Content, index uint32, off, size int64) {
+	w, ok := c.(Whole)
+	if !ok || size <= blockSize {
+		return
+	}
+	p, ok := w.Whole(index, off, blockSize+1, 0)
+	if !ok {
+		return
+	}
+	end := p.Off + int64(len(p.Data))
+	lo := min((off/blockSize+1)*blockSize, end)
+	hi := min(lo+storeNow, end)
+	start, ok := d.image.Start(index)
+	if !ok {
+		p.Release()
+		return
+	}
+	d.storeData(start, p.part(lo, hi), size)
+	if p.Again || hi == end && lo-p.Off <= blockSize {
+		p.Release()
+		return
+	}
+	done := func() {
+		p.Release()
+		d.m.storing.Add(-1)
+	}
+	if d.m.storing.Add(1) > storeAtOnce || !d.m.owned.start(func() {
+		defer done()
+		d.storeData(start, p.part(hi, end), size)
+		d.storeData(start, p.part(p.Off, lo), size)
+	}) {
+		done()
+	}
+}
+
+// part is what of p lies between two offsets of its file. The caller releases p.
+func (p Piece) part(lo, hi int64) Piece { return Piece{Off: lo, Data: p.Data[lo-p.Off : hi-p.Off]} }
+
+// storeData puts whole blocks of a file of size bytes, which begins at start, into the
+// page cache of the file that has the layer's bytes, and what p has of its last block.
+func (d *Dir) storeData(start int64, p Piece, size int64) {
+	node := nodeID(d.number, estargz.Root)
+	data, off := wholePages(p.Data, p.Off, size, false)
+	if len(data) > 0 && !d.notifyStore(node, start+off, data) {
+		return
+	}
+	end := p.Off + int64(len(p.Data))
+	tail := end % blockSize
+	if end != size || tail == 0 || end-tail < p.Off {
+		return
+	}
+	block := make([]byte, blockSize)
+	copy(block, p.Data[int64(len(p.Data))-tail:])
+	d.notifyStore(node, start+end-tail, block)
+}

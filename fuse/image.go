@@ -331,3 +331,82 @@ func (d *Dir) storeData(start int64, p Piece, size int64) {
 	copy(block, p.Data[int64(len(p.Data))-tail:])
 	d.notifyStore(node, start+end-tail, block)
 }
+
+// Part is a part of a file that is in memory and verified.
+type Part struct {
+	Inode uint32
+	Off   int64
+	Data  []byte
+}
+
+// storeMost is the most that one message to the kernel has of StoreAhead.
+const storeMost = 1 << 20
+
+// StoreAhead puts parts of files of a layer that is shown as an image into the page
+// cache before anybody asks for them, neighbours together. It keeps nothing of parts, and
+// may wait for READs under way of the same parts. False: the kernel did not take it all.
+func (d *Dir) StoreAhead(parts []Part) bool {
+	if d.image == nil || !d.image.Hold() {
+		return false
+	}
+	defer d.image.Release()
+	c := d.content.Load()
+	if c == nil {
+		return false
+	}
+	toc, err := c.Acquire()
+	if err != nil {
+		return false
+	}
+	defer c.Release()
+	run := dataRun{d: d, off: -1}
+	for _, p := range parts {
+		var in estargz.Inode
+		start, ok := d.image.Start(p.Inode)
+		if !ok || toc.Inode(p.Inode, &in) != nil {
+			continue
+		}
+		if !run.add(start+p.Off, p.Data, p.Off+int64(len(p.Data)) == in.Size) {
+			return false
+		}
+	}
+	return run.flush()
+}
+
+// dataRun collects bytes that follow one another on the data device.
+type dataRun struct {
+	d    *Dir
+	off  int64
+	data []byte
+}
+
+// add appends bytes at off; with the end of a file its last block is filled up.
+func (r *dataRun) add(off int64, data []byte, end bool) bool {
+	if off != r.off+int64(len(r.data)) || len(r.data)+len(data) > storeMost {
+		if !r.flush() {
+			return false
+		}
+		skip := (blockSize - off%blockSize) % blockSize // the block's beginning is another chunk's
+		if skip >= int64(len(data)) {
+			r.off = -1
+			return true
+		}
+		r.off, data = off+skip, data[skip:]
+	}
+	if r.data == nil {
+		r.data = make([]byte, 0, storeMost+blockSize)
+	}
+	r.data = append(r.data, data...)
+	if end {
+		r.data = append(r.data, make([]byte, (blockSize-len(r.data)%blockSize)%blockSize)...)
+	}
+	return true
+}
+
+// flush stores whole blocks.
+func (r *dataRun) flush() bool {
+	whole := len(r.data) / blockSize * blockSize
+	ok := whole == 0 || r.d.notifyStore(nodeID(r.d.number, estargz.Root), r.off, r.data[:whole])
+	r.data = r.data[:0]
+	return ok
+}

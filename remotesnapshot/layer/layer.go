@@ -48,6 +48,7 @@ type Layer struct {
 	scanning  atomic.Bool  // what fetches ahead of scans is under way
 	scanned   atomic.Int64 // when a scan read last, Unix nanoseconds
 	unpacking atomic.Int32 // goroutines that decompress ahead of them
+	taker     atomic.Pointer[Taker]
 
 	prefetchOnce sync.Once
 	closeOnce    sync.Once

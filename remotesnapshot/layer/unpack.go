@@ -7,7 +7,7 @@ import (
 )
 
 // Members that a scan will come to are decompressed before, on all processors,
-// into the pool's cache.
+// into the pool's cache, or for a taker (give.go).
 const (
 	// unpackBytes and unpackMembers bound what is ahead of a walk: decompressed
 	// bytes, a fraction of the cache, and members.
@@ -21,7 +21,11 @@ const (
 
 // unpackAhead starts to decompress what x comes to next, as far as nobody does.
 func (l *Layer) unpackAhead(x walk) {
-	if !x.complete() || x.unpack-x.at > unpackMembers/2 {
+	most := uint32(unpackMembers)
+	if l.taker.Load() != nil {
+		most = givenMembers
+	}
+	if !x.complete() || x.unpack-x.at > most/2 {
 		return
 	}
 	if int(l.unpacking.Add(1)) > runtime.GOMAXPROCS(0) {
@@ -35,17 +39,25 @@ func (l *Layer) unpackAhead(x walk) {
 
 // unpackBatches decompresses members ahead of a walk until enough of them are.
 func (l *Layer) unpackBatches(id uint64) {
+	g := l.giver()
 	for l.ctx.Err() == nil {
-		from, to := l.walks.takeBatch(id, l.unpacked)
+		members, bytes := uint32(unpackMembers), int64(unpackBytes)
+		if g != nil && !g.full {
+			members, bytes = givenMembers, givenBytes
+		}
+		from, to := l.walks.takeBatch(id, l.unpacked, members, bytes)
 		if from == to {
 			return
 		}
 		for n := from; n < to; n++ {
 			if !l.unpackMember(n) {
+				g.flush()
 				l.walks.putBack(id, n)
 				return
 			}
+			g.add(n)
 		}
+		g.flush()
 	}
 }
 
@@ -92,8 +104,9 @@ func (l *Layer) unpackMember(n uint32) bool {
 	return false
 }
 
-// takeBatch takes members ahead of a walk that should be decompressed.
-func (w *walks) takeBatch(id uint64, unpacked func(n uint32) (uint32, int64, bool)) (from, to uint32) {
+// takeBatch takes members ahead of a walk that should be decompressed: no more than
+// members and bytes are to be.
+func (w *walks) takeBatch(id uint64, unpacked func(n uint32) (uint32, int64, bool), members uint32, bytes int64) (from, to uint32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	x := w.withLocked(id)
@@ -106,7 +119,7 @@ func (w *walks) takeBatch(id uint64, unpacked func(n uint32) (uint32, int64, boo
 		ahead += size
 	}
 	from, to = x.unpack, x.unpack
-	for to-from < unpackBatch && to-x.at <= unpackMembers {
+	for to-from < unpackBatch && to-x.at <= members {
 		file, err := w.toc.MemberFile(to)
 		if err != nil {
 			break
@@ -115,7 +128,7 @@ func (w *walks) takeBatch(id uint64, unpacked func(n uint32) (uint32, int64, boo
 			break
 		}
 		_, size, _ := unpacked(to)
-		if ahead += size; ahead > unpackBytes {
+		if ahead += size; ahead > bytes {
 			break
 		}
 		to++

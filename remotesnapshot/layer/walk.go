@@ -178,7 +178,12 @@ func (x *walk) step(toc table, p place) {
 	} else {
 		x.ran += s.hi - x.span(toc).hi
 	}
-	x.passed += int(p.first - x.last)
+	// What may have been given away was not asked for, and yet read.
+	if gap := int(p.first - x.last); x.unpack > x.last+1 {
+		x.passed += min(gap, 1+marks(toc, x.last+1, p.first))
+	} else {
+		x.passed += gap
+	}
 	if s.size() > largeFile {
 		x.large++
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lazykit/lazykit/fuse"
 	"github.com/lazykit/lazykit/fuse/erofs"
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
 )
 
 // madeImage is a layer's EROFS image, made once while its entry is open.
@@ -95,6 +96,25 @@ func (fs *FS) shown(e *entry, n int, img *erofs.Image) (string, error) {
 			return "", err
 		}
 		e.dirs.images = append(e.dirs.images, d)
+		fs.give(e)
 	}
 	return e.dirs.images[n].Path(), nil
+}
+
+// give has a layer's scans read from the page cache of its image, where there is one
+// image: of several nobody knows which one is read.
+func (fs *FS) give(e *entry) {
+	l := e.content.layer.Load()
+	if len(e.dirs.images) != 1 {
+		l.SetTaker(nil)
+		return
+	}
+	d := e.dirs.images[0]
+	l.SetTaker(func(given []layer.Given) bool {
+		parts := make([]fuse.Part, len(given))
+		for i, g := range given {
+			parts[i] = fuse.Part{Inode: g.Inode, Off: g.Off, Data: g.Data}
+		}
+		return d.StoreAhead(parts)
+	})
 }

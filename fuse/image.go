@@ -359,7 +359,9 @@ func (d *Dir) StoreAhead(parts []Part) bool {
 		return false
 	}
 	defer c.Release()
-	run := dataRun{d: d, off: -1}
+	buf := runBuffers.Get().(*[]byte)
+	defer runBuffers.Put(buf)
+	run := dataRun{d: d, off: -1, data: (*buf)[:0]}
 	for _, p := range parts {
 		var in estargz.Inode
 		start, ok := d.image.Start(p.Inode)
@@ -373,6 +375,12 @@ func (d *Dir) StoreAhead(parts []Part) bool {
 	return run.flush()
 }
 
+// runBuffers are for dataRun: as much as a message has, and the end of a file's block.
+var runBuffers = sync.Pool{New: func() any {
+	b := make([]byte, 0, storeMost+blockSize)
+	return &b
+}}
+
 // dataRun collects bytes that follow one another on the data device.
 type dataRun struct {
 	d    *Dir
@@ -382,6 +390,12 @@ type dataRun struct {
 
 // add appends bytes at off; with the end of a file its last block is filled up.
 func (r *dataRun) add(off int64, data []byte, end bool) bool {
+	for len(data) > storeMost { // a small part, mostly
+		if !r.add(off, data[:storeMost], false) {
+			return false
+		}
+		off, data = off+storeMost, data[storeMost:]
+	}
 	if off != r.off+int64(len(r.data)) || len(r.data)+len(data) > storeMost {
 		if !r.flush() {
 			return false
@@ -392,9 +406,6 @@ func (r *dataRun) add(off int64, data []byte, end bool) bool {
 			return true
 		}
 		r.off, data = off+skip, data[skip:]
-	}
-	if r.data == nil {
-		r.data = make([]byte, 0, storeMost+blockSize)
 	}
 	r.data = append(r.data, data...)
 	if end {

@@ -32,10 +32,16 @@ const (
 	markEvery = 32
 	markSize  = 256 << 10 // compressed bytes
 
-	// givenBytes and givenMembers bound what is ahead of a walk, as unpackBytes and
-	// unpackMembers do where it is kept in the cache.
-	givenBytes, givenMembers = 24 << 20, 512
+	// leastGiven, mostGiven and givenMembers bound what is ahead of a walk, as
+	// unpackBytes and unpackMembers do where it is kept in the cache. Between them it is
+	// givenRatio times the bytes of the blob that the walk has passed: while a scan waits
+	// for the network in one place, the processors have something to do for another.
+	leastGiven, mostGiven, givenRatio = 24 << 20, 256 << 20, 4
+	givenMembers                      = 8192
 )
+
+// givenBytes is how many decompressed bytes may be ahead of x.
+func (x *walk) givenBytes() int64 { return min(max(leastGiven, givenRatio*x.ran), mostGiven) }
 
 // isMark says whether a read of member n comes here although others near it were given
 // away.

@@ -131,8 +131,10 @@ func (l *Layer) unpackComing(ctx context.Context, u *unpacking) {
 		if !more {
 			return
 		}
-		if ok && l.unpackMember(n) {
-			continue
+		if ok {
+			if done, _ := l.unpackMember(n); done {
+				continue
+			}
 		}
 		select {
 		case <-tick.C:

@@ -144,8 +144,14 @@ func (w *walks) reach(x walk) (end, limit int64) {
 func (w *walks) piece(present func(off, size int64) bool) span {
 	for _, x := range w.scans() {
 		end, limit := w.reach(x)
+		// What is near is wanted in order: a large range there would keep the reader
+		// waiting for its end, while those behind it come.
+		near := int64(0)
+		if m, err := w.toc.Member(x.next); err == nil {
+			near = m.Offset - end
+		}
 		a := advance{toc: w.toc, root: x.root, present: present, limit: limit,
-			most: min(max((limit-end)/scanFetches, leastPiece), scanPiece)}
+			most: min(max(near/scanFetches, leastPiece), scanPiece)}
 		s, next, ended := a.from(x.next)
 		w.asked(x, next, ended)
 		if s.size() > 0 {

@@ -1,7 +1,9 @@
 package layer
 
 import (
+	"cmp"
 	"runtime"
+	"slices"
 
 	"github.com/lazykit/lazykit/estargz"
 )
@@ -21,41 +23,40 @@ const (
 
 // unpackAhead starts to decompress what x comes to next, as far as nobody does.
 func (l *Layer) unpackAhead(x walk) {
-	most := uint32(unpackMembers)
-	if l.taker.Load() != nil {
-		most = givenMembers
-	}
-	if !x.complete() || x.unpack-x.at > most/2 {
+	if !x.complete() || l.taker.Load() == nil && x.unpack-x.at > unpackMembers/2 {
 		return
 	}
 	if int(l.unpacking.Add(1)) > runtime.GOMAXPROCS(0) {
 		l.unpacking.Add(-1)
 		return
 	}
-	if !l.start(func() { defer l.unpacking.Add(-1); l.unpackBatches(x.id) }) {
+	if !l.start(func() { defer l.unpacking.Add(-1); l.unpackBatches() }) {
 		l.unpacking.Add(-1)
 	}
 }
 
-// unpackBatches decompresses members ahead of a walk until enough of them are.
-func (l *Layer) unpackBatches(id uint64) {
+// unpackBatches decompresses members ahead of scans until enough of them are.
+func (l *Layer) unpackBatches() {
 	g := l.giver()
+	absent := map[uint64]uint64{} // the turns of walks whose next bytes were not there
 	for l.ctx.Err() == nil {
-		members, bytes := uint32(unpackMembers), int64(unpackBytes)
-		if g != nil && !g.full {
-			members, bytes = givenMembers, givenBytes
-		}
-		from, to := l.walks.takeBatch(id, l.unpacked, members, bytes)
+		x, from, to := l.walks.takeBatch(l.unpacked, g != nil && !g.full, absent)
 		if from == to {
 			return
 		}
 		for n := from; n < to; n++ {
-			if !l.unpackMember(n) {
+			done, here := l.unpackMember(n)
+			if done {
+				g.add(n)
+				continue
+			}
+			l.walks.putBack(x.id, n)
+			if here {
 				g.flush()
-				l.walks.putBack(id, n)
 				return
 			}
-			g.add(n)
+			absent[x.id] = x.turn
+			break
 		}
 		g.flush()
 	}
@@ -76,48 +77,71 @@ func (l *Layer) unpacked(n uint32) (first uint32, size int64, ok bool) {
 	return first, size, true
 }
 
-// unpackMember decompresses a member into the cache. False when its bytes are not
-// there, or when memory is short: readers come first.
-func (l *Layer) unpackMember(n uint32) bool {
+// unpackMember decompresses a member into the cache. It is not done when its bytes are not
+// here, or when memory is short: readers come first.
+func (l *Layer) unpackMember(n uint32) (done, here bool) {
 	first, _, ok := l.unpacked(n)
 	if !ok {
-		return true
+		return true, true
 	}
 	var c estargz.Chunk
 	m, err := l.toc.Member(n)
 	if err != nil || l.toc.Chunk(first, &c) != nil || c.Member != n {
-		return true
+		return true, true
 	}
 	if b := l.pool.cache.get(chunkKey{l.id, first}); b != nil {
 		b.release()
-		return true
+		return true, true
 	}
 	if !l.blob.Present(m.Offset, m.Size) {
-		return false
+		return false, false
 	}
 	f, own, _ := l.join(need{chunk: first, size: c.Size, member: n, upTo: n, ahead: true})
 	defer l.leave(f)
 	if !own || l.flyHere(f) {
-		return true
+		return true, true
 	}
 	l.launch(f) // for a reader that has joined
-	return false
+	return false, true
 }
 
-// takeBatch takes members ahead of a walk that should be decompressed: no more than
-// members and bytes are to be.
-func (w *walks) takeBatch(id uint64, unpacked func(n uint32) (uint32, int64, bool), members uint32, bytes int64) (from, to uint32) {
+// takeBatch takes members ahead of a scan that should be decompressed: of the one that
+// was read last, first, and as far as leastGiven or unpackBytes reach. given says that
+// they are given away; absent are those that can't go on unless they were read since.
+func (w *walks) takeBatch(unpacked func(n uint32) (uint32, int64, bool), given bool, absent map[uint64]uint64) (of walk, from, to uint32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	x := w.withLocked(id)
-	if x == nil {
-		return 0, 0
+	var scans []*walk
+	for i := range w.mu.list {
+		x := &w.mu.list[i]
+		if turn, is := absent[x.id]; x.id > 0 && x.scan && x.complete() && !(is && turn == x.turn) {
+			scans = append(scans, x)
+		}
 	}
-	ahead := int64(0)
-	for n := x.at + 1; n < x.unpack; n++ {
-		_, size, _ := unpacked(n)
-		ahead += size
+	slices.SortFunc(scans, func(a, b *walk) int { return cmp.Compare(b.turn, a.turn) })
+	for _, far := range []bool{false, true} {
+		for _, x := range scans {
+			members, bytes := uint32(unpackMembers), int64(unpackBytes)
+			switch {
+			case given && far:
+				members, bytes = givenMembers, x.givenBytes()
+			case given:
+				members, bytes = givenMembers, leastGiven
+			case far:
+				continue
+			}
+			if from, to := w.batchLocked(x, unpacked, members, bytes); from < to {
+				return *x, from, to
+			}
+		}
 	}
+	return walk{}, 0, 0
+}
+
+// batchLocked takes the next members of x, as long as no more than members and bytes are
+// ahead of it.
+func (w *walks) batchLocked(x *walk, unpacked func(n uint32) (uint32, int64, bool), members uint32, bytes int64) (from, to uint32) {
+	x.count(unpacked)
 	from, to = x.unpack, x.unpack
 	for to-from < unpackBatch && to-x.at <= members {
 		file, err := w.toc.MemberFile(to)
@@ -128,13 +152,36 @@ func (w *walks) takeBatch(id uint64, unpacked func(n uint32) (uint32, int64, boo
 			break
 		}
 		_, size, _ := unpacked(to)
-		if ahead += size; ahead > bytes {
+		if x.aheadBytes+size > bytes {
 			break
 		}
+		x.aheadBytes += size
 		to++
 	}
-	x.unpack = to
+	x.unpack, x.aheadTo = to, to
 	return from, to
+}
+
+// count brings aheadBytes up to date: the decompressed bytes of the members between the
+// one that was read last and unpack.
+func (x *walk) count(unpacked func(n uint32) (uint32, int64, bool)) {
+	if x.at < x.aheadFrom || x.aheadTo < x.at {
+		x.aheadFrom, x.aheadTo, x.aheadBytes = x.at, x.at+1, 0
+	}
+	for ; x.aheadTo < x.unpack; x.aheadTo++ {
+		_, size, _ := unpacked(x.aheadTo)
+		x.aheadBytes += size
+	}
+	for ; x.aheadTo > x.unpack; x.aheadTo-- {
+		_, size, _ := unpacked(x.aheadTo - 1)
+		x.aheadBytes -= size
+	}
+	for ; x.aheadFrom < x.at; x.aheadFrom++ {
+		if x.aheadFrom+1 < x.aheadTo {
+			_, size, _ := unpacked(x.aheadFrom + 1)
+			x.aheadBytes -= size
+		}
+	}
 }
 
 // putBack gives member n of a batch, and those behind it, back.

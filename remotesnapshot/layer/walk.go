@@ -82,6 +82,11 @@ type walk struct {
 	next   uint32 // the first member that was not asked for
 	end    bool   // there is nothing more to ask for below root
 	unpack uint32 // the first member that was not taken to be decompressed ahead
+
+	// aheadBytes is the decompressed size of the members behind aheadFrom and before
+	// aheadTo; see count.
+	aheadFrom, aheadTo uint32
+	aheadBytes         int64
 }
 
 // place is a file in the order of the blob.

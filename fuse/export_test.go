@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/log"
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/lazykit/lazykit/fuse/erofs"
 )
 
 // Unmounted is a server without mounts, for tests of single requests.
@@ -18,6 +20,26 @@ func Unmounted() (s *Server, plain, xattr gofuse.RawFileSystem) {
 	s.xattr = newMount("/x", false, trustedOpaque, log.L, s.owned)
 	s.owned.wait() // no kernel to tell of removals
 	return s, s.plain, s.xattr
+}
+
+// UnmountedData is the mount of images' data of a server without mounts, and AddImage
+// without a kernel that shows them.
+func UnmountedData(s *Server) (gofuse.RawFileSystem, func(Content, *erofs.Image) (*Dir, error)) {
+	s.data = newMount("/d", true, trustedOpaque, log.L, s.owned)
+	return s.data, func(c Content, img *erofs.Image) (*Dir, error) {
+		img.Hold()
+		d, err := s.addDir(&Dir{m: s.data, image: img}, c)
+		if err != nil {
+			return nil, err
+		}
+		toc, err := c.Acquire()
+		if err != nil {
+			return nil, err
+		}
+		defer c.Release()
+		_, err = d.settle(toc)
+		return d, err
+	}
 }
 
 // End is Close for a server without mounts.

@@ -26,7 +26,7 @@ func (m *mount) Lookup(cancel <-chan struct{}, h *gofuse.InHeader, name string, 
 	if isRoot(h.NodeId) {
 		return m.lookupLayer(name, out)
 	}
-	d, dir := m.node(h.NodeId)
+	d, dir := m.treeNode(h.NodeId)
 	if d == nil {
 		return errno(errNoNode)
 	}
@@ -148,6 +148,9 @@ func (m *mount) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out *gofus
 		return errno(errNoNode)
 	}
 	if d.image != nil {
+		if index != estargz.Root {
+			return errno(errNoNode)
+		}
 		out.AttrValid = forever
 		d.dataAttr(&out.Attr)
 		return gofuse.OK
@@ -224,7 +227,7 @@ func fillAttr(out *gofuse.Attr, in *estargz.Inode, ino uint64) {
 // the hold on the mapping has ended. The kernel asks once per symlink.
 func (m *mount) Readlink(cancel <-chan struct{}, h *gofuse.InHeader) ([]byte, gofuse.Status) {
 	m.begin(opReadlink)
-	d, index := m.node(h.NodeId)
+	d, index := m.treeNode(h.NodeId)
 	if d == nil {
 		return nil, errno(errNoNode)
 	}

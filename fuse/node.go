@@ -26,4 +26,13 @@ func (m *mount) node(id uint64) (*Dir, uint32) {
 	return m.dir(layer), index
 }
 
+// treeNode is node for requests about a layer's tree, which an image's data have none of.
+func (m *mount) treeNode(id uint64) (*Dir, uint32) {
+	d, index := m.node(id)
+	if d != nil && d.image != nil {
+		return nil, 0
+	}
+	return d, index
+}
+
 func isRoot(id uint64) bool { return id == gofuse.FUSE_ROOT_ID }

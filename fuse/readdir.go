@@ -39,7 +39,7 @@ func (m *mount) readdir(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.D
 		l.addDots(in.Offset, rootIno, rootIno)
 		return gofuse.OK
 	}
-	d, index := m.node(in.NodeId)
+	d, index := m.treeNode(in.NodeId)
 	if d == nil {
 		return errno(errNoNode)
 	}

@@ -280,6 +280,13 @@ func FuzzRequests(f *testing.F) {
 	}
 	dirs[1].Remove()
 	n := content.TOC().Len()
+	data, shown := fuse.UnmountedData(s)
+	for range 2 {
+		d, err := shown(content, image(f, content, "trusted.overlay.opaque"))
+		require.NoError(f, err)
+		dirs = append(dirs, d)
+	}
+	dirs[4].Remove()
 	for op := range uint8(12) {
 		f.Add(op, dirs[0].NodeID(uint32(op)), uint64(0), uint32(4096), "bin")
 		f.Add(op, dirs[1].NodeID(1), uint64(2), uint32(0), ".stargz-snapshotter")
@@ -287,19 +294,25 @@ func FuzzRequests(f *testing.F) {
 		f.Add(op, dirs[2].NodeID(n), uint64(math.MaxUint64), uint32(1), "")
 		f.Add(op, dirs[0].NodeID(fuse.StateDirIndex), uint64(3), uint32(200), content.Status().Digest.String()+".json")
 		f.Add(op, dirs[0].NodeID(fuse.StateFileIndex), uint64(1000), uint32(200), "\xff/\x00..")
+		f.Add(op|0x40, dirs[3].NodeID(0), uint64(op)<<12, uint32(op)<<13, "1")
+		f.Add(op|0x40, dirs[3].NodeID(1), uint64(0), uint32(4096), "bin")
+		f.Add(op|0x40, dirs[4].NodeID(0), uint64(0), uint32(4096), "")
 		f.Add(op, uint64(1), uint64(0), uint32(64), "1")
 		f.Add(op, uint64(0), uint64(0), uint32(64), "1")
 		f.Add(op, uint64(math.MaxUint64), uint64(0), uint32(64), "1")
 	}
 	f.Fuzz(func(t *testing.T, op uint8, node, off uint64, size uint32, name string) {
 		fs := xattr
-		if op&0x80 != 0 {
+		switch {
+		case op&0x80 != 0:
 			fs = plain
+		case op&0x40 != 0:
+			fs = data
 		}
 		size %= 1 << 17
-		st := ask(fs, op&0x7f, node, off, make([]byte, size), name)
+		st := ask(fs, op&0x3f, node, off, make([]byte, size), name)
 		layer, index := uint32(node>>32), uint32(node)
-		known := node == 1 || fs == xattr && (layer == 1 || layer == 3) && (index < n || index >= fuse.StateFileIndex && index <= fuse.StateDirIndex)
+		known := node == 1 || fs == data && layer == 1 && index == 0 || fs == xattr && (layer == 1 || layer == 3) && (index < n || index >= fuse.StateFileIndex && index <= fuse.StateDirIndex)
 		if !known && st == gofuse.OK {
 			t.Fatalf("op %d on node %#x, which is not there, was answered", op, node)
 		}

@@ -30,7 +30,7 @@ func (m *mount) GetXAttr(cancel <-chan struct{}, h *gofuse.InHeader, name string
 	if m.plain {
 		return 0, gofuse.ENOSYS
 	}
-	d, index := m.node(h.NodeId)
+	d, index := m.treeNode(h.NodeId)
 	switch {
 	case isRoot(h.NodeId):
 		return 0, errno(errNoAttr)
@@ -86,7 +86,7 @@ func give(dest, value []byte) (int, error) {
 // ListXAttr answers LISTXATTR: names, each with a zero byte behind it.
 func (m *mount) ListXAttr(cancel <-chan struct{}, h *gofuse.InHeader, dest []byte) (uint32, gofuse.Status) {
 	m.begin(opListxattr)
-	d, index := m.node(h.NodeId)
+	d, index := m.treeNode(h.NodeId)
 	switch {
 	case isRoot(h.NodeId):
 		return 0, gofuse.OK

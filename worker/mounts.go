@@ -82,7 +82,8 @@ func sweepLooks(dir, tmp string) error {
 
 // mountsOf returns what tells the mounts of something that lies below dir, wherever they
 // are: of overlays by their options, which are as they were given, and of bind mounts
-// by the root that the kernel shows, which is a path in their file system.
+// by the root that the kernel shows, which is a path in their file system, or by the
+// file system, where that is a layer's, which is mounted below dir.
 func mountsOf(dir string) (func(*mountinfo.Info) bool, error) {
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -99,9 +100,22 @@ func mountsOf(dir string) (func(*mountinfo.Info) bool, error) {
 		}
 	}
 	root := filepath.Join(at.Root, strings.TrimPrefix(real, at.Mountpoint))
+	_, below, err := mountsBelow(real)
+	if err != nil {
+		return nil, err
+	}
+	layers := map[[2]int]bool{} // devices
+	for _, m := range below {
+		if isLayers(m.FSType) {
+			layers[[2]int{m.Major, m.Minor}] = true
+		}
+	}
 	return func(m *mountinfo.Info) bool {
 		if m.FSType == "overlay" {
 			return strings.Contains(m.VFSOptions, "="+dir+"/")
+		}
+		if layers[[2]int{m.Major, m.Minor}] {
+			return true
 		}
 		return m.Major == at.Major && m.Minor == at.Minor && strings.HasPrefix(m.Root, root+"/")
 	}, nil
@@ -129,7 +143,7 @@ func EndConnections(root string) error {
 		return err
 	}
 	for _, m := range found {
-		if m.FSType != "fuse" && !strings.HasPrefix(m.FSType, "fuse.") {
+		if !isFUSE(m.FSType) {
 			continue
 		}
 		// Forced, it aborts before it looks whether the mount is busy.
@@ -139,6 +153,11 @@ func EndConnections(root string) error {
 	}
 	return nil
 }
+
+func isFUSE(fstype string) bool { return fstype == "fuse" || strings.HasPrefix(fstype, "fuse.") }
+
+// isLayers says whether a file system is of a type that shows lazy layers.
+func isLayers(fstype string) bool { return isFUSE(fstype) || fstype == "erofs" }
 
 // detachBelow detaches all mounts below a directory, which need not exist.
 func detachBelow(dir string) error {

@@ -15,6 +15,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/lazykit/lazykit/fuse"
 )
 
 // needRoot skips, unless the machine is meant to run everything.
@@ -158,8 +160,18 @@ func TestSweepLooks(t *testing.T) {
 		require.NoError(t, os.Remove(from), "as snapshots are removed")
 		return at
 	}
-	mine := []string{look(dir, "buildkit-mount1"), bind(dir, "buildkit-mount5"), bind(dir, "containerd-mount9")}
-	others := []string{look(other, "buildkit-mount2"), look(dir, "somebodys-3"), look(dir+"-not", "buildkit-mount4"),
+	shown := func(of, name string) string {
+		server, err := fuse.NewServer(t.Context(), fuse.Options{Root: filepath.Join(of, "fuse")})
+		require.NoError(t, err)
+		t.Cleanup(func() { server.Close() })
+		at := filepath.Join(tmp, name)
+		require.NoError(t, os.MkdirAll(at, 0o700))
+		require.NoError(t, unix.Mount(filepath.Join(of, "fuse", "p"), at, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+		return at
+	}
+	mine := []string{shown(dir, "buildkit-mount10"), look(dir, "buildkit-mount1"), bind(dir, "buildkit-mount5"), bind(dir, "containerd-mount9")}
+	others := []string{shown(other, "buildkit-mount11"), look(other, "buildkit-mount2"), look(dir, "somebodys-3"), look(dir+"-not", "buildkit-mount4"),
 		bind(other, "buildkit-mount6"), bind(dir+"-not", "buildkit-mount7"), bind(dir, "somebodys-8")}
 	require.NoError(t, sweepLooks(dir, tmp))
 	for _, m := range mine {

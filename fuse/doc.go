@@ -12,6 +12,11 @@
 //	Root/x  layers with extended attributes or opaque directories, and those of
 //	        AddPending and AddExact: real answers, POSIX ACLs cached by the kernel
 //
+// Where the kernel can, AddImage shows a layer as an EROFS image instead, mounted below
+// Root/e, and only the bytes of its files are served here, all in one file of Root/d
+// (image.go). What follows is about layers that are served whole, but for the last
+// sections.
+//
 // # Messages
 //
 // The kernel's caches do the work. Layers are immutable, so entries (misses
@@ -38,10 +43,11 @@
 // 4.5, node 1.2 instead of 1.7, since chunks were decompressed three and two times before.
 //
 // Putting small files into the page cache ahead of a reader (NOTIFY_STORE), when a scan
-// or a profile tells what comes next, was tried: a cold tar of 1.3 GB took as long
+// or a profile tells what comes next, was tried, one by one: a cold tar of 1.3 GB took as long
 // (14.2 and 15.6 s against 15.1 and 15.8 s, and as much processor time), go build with a
 // profile 4.2 s against 3.6 s, on two processors. A READ costs its caller a wait, a
 // store costs the daemon the same system call and copy while others want the processor.
+// With images one store is for thirty files: the same tar takes 11.5 s.
 //
 // # Node ids and inode numbers
 //

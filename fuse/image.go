@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -70,6 +71,7 @@ func sweepBelow(dir string) (int, error) {
 		if n += gone; err != nil {
 			return n, err
 		}
+		os.Remove(f[4]) // or else it is used again
 	}
 	return n, os.MkdirAll(dir, 0o700)
 }
@@ -136,6 +138,10 @@ func (s *Server) show(d *Dir) error {
 		return s.images.tried(s.data, err)
 	}
 	d.shown.Store(&at)
+	if err := d.ctx.Err(); err != nil { // Close has not seen it
+		d.hide()
+		return context.Cause(d.ctx)
+	}
 	return s.images.tried(s.data, nil)
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,7 +45,7 @@ func (r *trial) check(ctx context.Context) error {
 	return r.said()
 }
 
-// mounts are the two of the FUSE server, alive.
+// mounts are those of the FUSE server, alive.
 func (r *trial) mounts() error {
 	found, err := lab.Mounts(r.root)
 	if err != nil {
@@ -57,8 +58,12 @@ func (r *trial) mounts() error {
 		}
 		list = append(list, strings.TrimPrefix(m.Mountpoint, r.root))
 	}
-	if len(list) != 2 {
-		return fmt.Errorf("there should be two mounts, of the FUSE server: %v", list)
+	slices.Sort(list)
+	for i, m := range list {
+		list[i] = filepath.Base(m)
+	}
+	if want := []string{"d", "p", "x"}; !slices.Equal(list, want) {
+		return fmt.Errorf("there should be three mounts, of the FUSE server: %v", list)
 	}
 	var left []string
 	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {

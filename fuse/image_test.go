@@ -26,10 +26,27 @@ import (
 	ft "github.com/lazykit/lazykit/fuse/fusetest"
 )
 
+// diskDir is a directory for images, which must not be on a stacked file system or in
+// memory, as that for temporary files may be.
+func diskDir(t testing.TB) string {
+	t.Helper()
+	for _, parent := range []string{os.TempDir(), os.Getenv("LAZYKIT_CACHE"), "."} {
+		var st unix.Statfs_t
+		if parent == "" || unix.Statfs(parent, &st) != nil || st.Type == unix.OVERLAYFS_SUPER_MAGIC || st.Type == unix.TMPFS_MAGIC {
+			continue
+		}
+		dir, err := os.MkdirTemp(parent, ".images-")
+		require.NoError(t, err)
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		return dir
+	}
+	return t.TempDir()
+}
+
 // image makes the image of a content's TOC.
 func image(t testing.TB, c *ft.Content, opaque string) *erofs.Image {
 	t.Helper()
-	img, err := erofs.Build(context.Background(), c.TOC(), erofs.Options{Dir: t.TempDir(), Opaque: opaque})
+	img, err := erofs.Build(context.Background(), c.TOC(), erofs.Options{Dir: diskDir(t), Opaque: opaque})
 	require.NoError(t, err)
 	t.Cleanup(img.Release)
 	return img

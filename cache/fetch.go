@@ -42,8 +42,14 @@ func (m *Manager) fetchBlob(ctx context.Context, r *record, handlers bkcache.Des
 		if err != nil {
 			return err
 		}
-		if err := m.fetch(ctx, r, desc, handlerOf(r, handlers), s); err != nil {
-			return fmt.Errorf("fetch layer %s: %w", desc.Digest, err)
+		// Another one's work may have ended between the look above and this.
+		if _, err := m.content.Info(ctx, blob); cerrdefs.IsNotFound(err) {
+			err = m.fetch(ctx, r, desc, handlerOf(r, handlers), s)
+			if err != nil {
+				return fmt.Errorf("fetch layer %s: %w", desc.Digest, err)
+			}
+		} else if err != nil {
+			return err
 		}
 		if err := r.linkBlob(ctx, desc); err != nil {
 			return err

@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
+	"sync/atomic"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/lazykit/lazykit/estargz"
@@ -37,16 +38,12 @@ const noReadAhead = 1
 
 // images is what shows layers as EROFS.
 type images struct {
-	root string // mount points are below it
-
-	mu struct {
-		sync.Mutex
-		tried bool
-		err   error // why there are none
-	}
+	root  string    // mount points are below it
+	first sync.Once // try
+	err   atomic.Pointer[error]
 }
 
-// sweepBelow detaches what an earlier process left at or below dir, and makes it.
+// sweepBelow detaches what an earlier process left below dir, and makes it.
 func sweepBelow(dir string) (int, error) {
 	// The kernel lists mounts by their real paths.
 	real, err := filepath.EvalSymlinks(filepath.Dir(dir))
@@ -56,28 +53,24 @@ func sweepBelow(dir string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	real = filepath.Join(real, filepath.Base(dir))
-	table, err := os.ReadFile("/proc/self/mountinfo")
+	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(filepath.Join(real, filepath.Base(dir))))
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("list mounts: %w", err)
 	}
 	n := 0
-	for line := range strings.Lines(string(table)) {
-		f := strings.Fields(line)
-		if len(f) < 5 || !strings.HasPrefix(f[4], real+"/") {
-			continue // our names need no escapes
-		}
-		gone, err := detach(f[4])
+	for _, m := range left {
+		gone, err := detach(m.Mountpoint)
 		if n += gone; err != nil {
 			return n, err
 		}
-		os.Remove(f[4]) // or else it is used again
+		os.Remove(m.Mountpoint) // or else it is used again
 	}
 	return n, os.MkdirAll(dir, 0o700)
 }
 
 // AddImage shows a layer as the image that was made of its TOC. The error wraps
-// ErrNoImages where the kernel does not do that, or Options.Images is not set: then
+// ErrNoImages where the kernel does not do that, or Options.Images is not set, or pages are
+// larger than an image's blocks, of which a READ would want several files: then
 // there is Add. The directory answers exactly for extended attributes. It keeps a hold
 // on img until it is removed; the same content and image may be added more than once.
 func (s *Server) AddImage(c Content, img *erofs.Image) (*Dir, error) {
@@ -114,9 +107,10 @@ func (s *Server) AddImage(c Content, img *erofs.Image) (*Dir, error) {
 func (s *Server) Images() bool { return s.data != nil && s.images.refused() == nil }
 
 func (i *images) refused() error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.mu.err
+	if err := i.err.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // show mounts a layer's image.
@@ -129,58 +123,45 @@ func (s *Server) show(d *Dir) error {
 	if d.image.DataSize() > 0 {
 		option = "device=" + filepath.Join(d.m.path, d.name())
 	}
-	if err := unix.Mount(d.image.Path(), at, "erofs", unix.MS_RDONLY, option); err != nil {
+	err := unix.Mount(d.image.Path(), at, "erofs", unix.MS_RDONLY, option)
+	if err == nil {
+		d.shown.Store(&at)
+	} else {
 		os.Remove(at)
 		err = fmt.Errorf("mount image: %w", err)
-		if d.ctx.Err() != nil {
-			return err
-		}
-		return s.images.tried(s.data, err)
 	}
-	d.shown.Store(&at)
-	if err := d.ctx.Err(); err != nil { // Close has not seen it
+	if d.ctx.Err() != nil { // Close may not have seen it
 		d.hide()
 		return context.Cause(d.ctx)
 	}
-	return s.images.tried(s.data, nil)
+	// Once images work they do: a later mount may fail for want of memory, say, which
+	// concerns its layer alone.
+	s.images.first.Do(func() { s.images.try(s.data, at, err) })
+	return errors.Join(s.images.refused(), err)
 }
 
-// tried notes how the first mount ended. Once images work they do; a later mount may
-// fail for want of memory, say, which concerns its layer alone.
-func (i *images) tried(m *mount, err error) error {
-	i.mu.Lock()
-	first := !i.mu.tried
-	i.mu.tried = true
-	i.mu.Unlock()
-	if !first {
-		return err
+// try finds out from the first image, and the error of its mount, whether there will be any.
+func (i *images) try(m *mount, at string, err error) {
+	if err == nil {
+		err = nest(at, filepath.Dir(i.root))
 	}
 	if err == nil {
-		err = i.nest()
+		return
 	}
-	if err != nil {
-		err = fmt.Errorf("%w: %w", ErrNoImages, err)
-		m.log.WithError(err).Info("layers are served by FUSE alone")
-		i.mu.Lock()
-		i.mu.err = err
-		i.mu.Unlock()
-	}
-	return err
+	err = fmt.Errorf("%w: %w", ErrNoImages, err)
+	m.log.WithError(err).Info("layers are served by FUSE alone")
+	i.err.Store(&err)
 }
 
 // nest tries whether a build step could mount an overlay on its own root. Some kernels
 // count an image in a file as one level of stacked file systems, and take no third.
-func (i *images) nest() (err error) {
-	list, err := os.ReadDir(i.root)
-	if err != nil || len(list) == 0 {
-		return errors.Join(err, errors.New("nothing to try"))
-	}
-	dir, err := os.MkdirTemp(filepath.Dir(i.root), "try")
+func nest(image, tmp string) error {
+	dir, err := os.MkdirTemp(tmp, "try")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	below := filepath.Join(i.root, list[0].Name())
+	below := image
 	for _, name := range []string{"1", "2"} {
 		at, empty := filepath.Join(dir, name), filepath.Join(dir, "empty"+name)
 		if err := errors.Join(os.Mkdir(at, 0o700), os.Mkdir(empty, 0o700)); err != nil {

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/containerd/log"
+
+	"github.com/lazykit/lazykit/fuse/erofs"
 )
 
 // Options of a Server. Zero values are the documented defaults.
@@ -73,7 +76,7 @@ func NewServer(ctx context.Context, opts Options) (*Server, error) {
 			return nil, fmt.Errorf("fuse server: %w", err)
 		}
 	}
-	if opts.Images {
+	if opts.Images && os.Getpagesize() == erofs.BlockSize {
 		s.data = data
 	}
 	for i, m := range s.mounts() {

@@ -44,11 +44,13 @@ type Layer struct {
 	ahead     readAhead
 	stats     stats
 
-	walks     walks
-	scanning  atomic.Bool  // what fetches ahead of scans is under way
-	scanned   atomic.Int64 // when a scan read last, Unix nanoseconds
-	unpacking atomic.Int32 // goroutines that decompress ahead of them
-	taker     atomic.Pointer[Taker]
+	walks    walks
+	scanning atomic.Bool  // what fetches ahead of scans is under way
+	scanned  atomic.Int64 // when a scan read last, Unix nanoseconds
+	// scannedBytes is what that scan has passed.
+	scannedBytes atomic.Int64
+	unpacking    atomic.Int32 // goroutines that decompress ahead of them
+	taker        atomic.Pointer[Taker]
 
 	prefetchOnce sync.Once
 	closeOnce    sync.Once

@@ -59,6 +59,8 @@ type Pool struct {
 	budget *semaphore.Weighted
 	long   *semaphore.Weighted // one: see isLong
 	lastID atomic.Uint64
+	// scanned is when a scan read last in any layer, Unix nanoseconds.
+	scanned atomic.Int64
 
 	expiry struct {
 		sync.Mutex

@@ -31,15 +31,39 @@ func (l *Layer) watch(inode uint32, off int64) {
 	if !ok {
 		return
 	}
-	x := l.walks.note(p, member, time.Now())
+	now := time.Now()
+	x := l.walks.note(p, member, now)
+	if !x.scan && x.files >= heirFiles {
+		if ran := l.besideScan(now); ran > 0 {
+			x = l.walks.promote(x, ran)
+		}
+	}
 	if !x.scan {
 		return
 	}
-	l.scanned.Store(time.Now().UnixNano())
+	l.scanned.Store(now.UnixNano())
+	l.scannedBytes.Store(x.ran)
+	l.pool.scanned.Store(now.UnixNano())
 	l.unpackAhead(x)
 	if l.walks.hungry(x) {
 		l.fetchScans()
 	}
+}
+
+// besideScan returns how many bytes a scan has passed that reads another layer of the
+// same image at present, 0 for none.
+func (l *Layer) besideScan(now time.Time) (ran int64) {
+	recent := func(t int64) bool { return now.Sub(time.Unix(0, t)) < besidePause }
+	others := l.others.Load()
+	if others == nil || !recent(l.pool.scanned.Load()) {
+		return 0
+	}
+	for _, o := range (*others)() {
+		if o != l && recent(o.scanned.Load()) {
+			ran = max(ran, o.scannedBytes.Load())
+		}
+	}
+	return ran
 }
 
 // placeOf returns where a file lies in the blob, and the member of its chunk c.

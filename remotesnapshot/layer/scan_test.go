@@ -81,6 +81,32 @@ func TestScanFetchesTheRestOfTheDirectory(t *testing.T) {
 	eventually(t, "the walk goes on", func() bool { return o.present(files) == len(files) })
 }
 
+// A scan goes from one layer of an image to the other, where it is seen at once.
+func TestScanOfAnotherLayer(t *testing.T) {
+	b, files := twoTrees(t)
+	o, above := b.open(t, Options{Window: -1}), b.open(t, Options{Window: -1})
+	o.SetImage(func() []*Layer { return []*Layer{above.Layer, o.Layer} })
+	a := below(files, "a/")
+	o.walk(a[:heirFiles+1])
+	require.Equal(t, heirFiles+1, o.present(a), "nobody scans")
+
+	above.walk(a[:enough])
+	require.NotZero(t, above.scanned.Load())
+	o.pool.scanned.Store(above.scanned.Load()) // they have one pool in a daemon
+	o.walk(a[heirFiles+1 : heirFiles+3])
+	require.NotZero(t, o.scanned.Load())
+	o.walk(a[heirFiles+3 : heirFiles+8])
+	eventually(t, "all that it has come through is there", func() bool { return o.present(a) > heirFiles+8 })
+
+	far := b.open(t, Options{Window: -1})
+	far.SetImage(func() []*Layer { return []*Layer{above.Layer, far.Layer} })
+	far.pool.scanned.Store(above.scanned.Load())
+	for i := 0; i < 6*20; i += 20 {
+		far.walk(files[i : i+1])
+	}
+	require.Zero(t, far.scanned.Load(), "who leaves out most files does not scan")
+}
+
 func TestFewReadsAreNoScan(t *testing.T) {
 	b, files := twoTrees(t)
 	o := b.open(t, Options{Window: -1})

@@ -29,6 +29,10 @@ const (
 	// In the directory of a scan heirFiles in a row are enough: where layers lie
 	// above one another, their common directories are gone through first.
 	heirFiles = 4
+	// So many are enough, too, while another layer of the same image is scanned, or was
+	// within besidePause: whoever reads all of a tree goes from one layer to the other. Of
+	// the members that such a walk has passed it read one in besideSparse, at least.
+	besidePause, besideSparse = time.Second, 8
 	// walkPause without a read ends all walks.
 	walkPause = 5 * time.Second
 )
@@ -159,6 +163,20 @@ func (w *walks) inheritLocked(x *walk) {
 			x.ran = max(x.ran, y.ran)
 		}
 	}
+}
+
+// promote makes x a scan beside one in another layer, which has passed ran bytes.
+func (w *walks) promote(x walk, ran int64) walk {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v := w.withLocked(x.id)
+	if v == nil || v.passed > besideSparse*v.files {
+		return x
+	}
+	v.scan = true
+	v.ran = max(v.ran, ran)
+	v.passed = min(v.passed, v.files) // what lay between its first files was no part of it
+	return *v
 }
 
 // step goes on to another file.

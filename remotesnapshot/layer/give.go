@@ -53,14 +53,64 @@ func isMark(toc table, n uint32) bool {
 	return err != nil || m.Size >= markSize
 }
 
-// marks is how many members from lo to hi, hi not included, are marks.
-func marks(toc table, lo, hi uint32) (n int) {
+// given knows which members were given away, whoever will come to them: a bit for each, of
+// layers that are scanned.
+type given struct {
+	bits []uint64
+	lost int // members that were asked for all the same
+}
+
+// lostMost is how many members may be asked for one after the other that were given away, as
+// a reader may have asked before. More, and the taker has not kept them.
+const lostMost = 16
+
+func (g *given) add(n uint32) {
+	if word := int(n / 64); word >= len(g.bits) {
+		g.bits = append(g.bits, make([]uint64, word+1-len(g.bits))...)
+	}
+	g.bits[n/64] |= 1 << (n % 64)
+}
+
+func (g *given) has(n uint32) bool {
+	return int(n/64) < len(g.bits) && g.bits[n/64]&(1<<(n%64)) != 0
+}
+
+// asked takes a read into account.
+func (g *given) asked(n uint32) {
+	if !g.has(n) {
+		g.lost = 0
+		return
+	}
+	g.bits[n/64] &^= 1 << (n % 64)
+	if g.lost++; g.lost > lostMost {
+		*g = given{}
+	}
+}
+
+// count is how many members from lo on and before hi were given away.
+func (g *given) count(lo, hi uint32) (n int) {
 	for ; lo < hi; lo++ {
-		if isMark(toc, lo) {
+		if g.has(lo) {
 			n++
 		}
 	}
 	return n
+}
+
+// gave notes that members were given away.
+func (w *walks) gave(members []uint32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, n := range members {
+		w.mu.given.add(n)
+	}
+}
+
+// wasGiven says whether it was, and is still kept as far as is known.
+func (w *walks) wasGiven(n uint32) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mu.given.has(n)
 }
 
 // giver collects what is decompressed of a batch.
@@ -69,8 +119,10 @@ type giver struct {
 	to    Taker
 	parts []Given
 	held  []*buffer
-	size  int
-	full  bool // the taker has had enough
+	// members are those of parts.
+	members []uint32
+	size    int
+	full    bool // the taker has had enough
 }
 
 // giveAtOnce is about how many bytes are handed to a taker.
@@ -113,6 +165,7 @@ func (g *giver) add(n uint32) {
 	}
 	g.held = append(g.held, b)
 	g.parts = append(g.parts, Given{Inode: inode, Off: c.FileOffset, Data: b.data})
+	g.members = append(g.members, n)
 	g.l.recorders.note(n)
 	if g.l.wishes.takeDecoded(n) {
 		g.l.used(n)
@@ -128,11 +181,13 @@ func (g *giver) flush() {
 		return
 	}
 	if len(g.parts) > 0 && !g.full {
-		g.full = !g.to(g.parts)
+		if g.full = !g.to(g.parts); !g.full {
+			g.l.walks.gave(g.members)
+		}
 	}
 	for _, b := range g.held {
 		b.release()
 	}
 	clear(g.parts)
-	g.parts, g.held, g.size = g.parts[:0], g.held[:0], 0
+	g.parts, g.held, g.members, g.size = g.parts[:0], g.held[:0], g.members[:0], 0
 }

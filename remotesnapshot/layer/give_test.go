@@ -149,3 +149,52 @@ func TestCountOfWhatIsAhead(t *testing.T) {
 		require.Equal(t, sum(step.at, step.unpack), x.aheadBytes, "%+v", step)
 	}
 }
+
+func TestGiven(t *testing.T) {
+	var g given
+	require.False(t, g.has(5))
+	for _, n := range []uint32{0, 5, 63, 64, 1000} {
+		g.add(n)
+		require.True(t, g.has(n))
+	}
+	require.Equal(t, 5, g.count(0, 1001))
+	require.Equal(t, 2, g.count(5, 64))
+	g.asked(5)
+	require.False(t, g.has(5))
+	g.asked(6)
+	require.Zero(t, g.lost)
+	for n := range uint32(lostMost + 1) {
+		g.add(2000 + n)
+		g.asked(2000 + n)
+	}
+	require.False(t, g.has(1000), "nothing was kept")
+}
+
+// What one walk had given away is not left out by another that comes through it.
+func TestWalksThroughWhatWasGiven(t *testing.T) {
+	b, files := givenFiles(t)
+	o := b.open(t, Options{})
+	s := &shelf{files: map[uint32][]byte{}}
+	o.SetTaker(s.take)
+	require.NoError(t, o.blob.Fetch(t.Context(), Prefetch, 0, int64(len(b.blob))))
+	o.walk(files[:20*treeDirs+1])
+	for n := range o.toc.Members() {
+		if !isMark(o.toc, n) {
+			o.walks.gave([]uint32{n})
+		}
+	}
+	for i, f := range files {
+		m, err := o.toc.FindMember(o.member(f.name, 0).Offset)
+		require.NoError(t, err)
+		if isMark(o.toc, m) {
+			o.walk(files[i : i+1])
+		}
+	}
+	for _, x := range o.walks.mu.list {
+		if x.files > 50 {
+			require.True(t, x.scan && x.complete(), "%d files read, %d left out", x.files, x.passed)
+			return
+		}
+	}
+	t.Fatal("no walk")
+}

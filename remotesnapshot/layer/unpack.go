@@ -81,7 +81,7 @@ func (l *Layer) unpacked(n uint32) (first uint32, size int64, ok bool) {
 // here, or when memory is short: readers come first.
 func (l *Layer) unpackMember(n uint32) (done, here bool) {
 	first, _, ok := l.unpacked(n)
-	if !ok {
+	if !ok || l.walks.wasGiven(n) {
 		return true, true
 	}
 	var c estargz.Chunk

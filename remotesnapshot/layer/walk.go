@@ -66,6 +66,7 @@ type walks struct {
 		turn  uint64
 		last  time.Time // of the last read
 		dense dense
+		given given
 	}
 }
 
@@ -106,16 +107,18 @@ func (w *walks) note(p place, member uint32, now time.Time) walk {
 	defer w.mu.Unlock()
 	if now.Sub(w.mu.last) > walkPause {
 		w.mu.list = [walksWatched]walk{}
+		w.mu.given = given{}
 	}
 	w.mu.last = now
 	w.mu.turn++
+	w.mu.given.asked(member)
 	x := w.findLocked(p)
 	if x == nil {
 		x = w.beginLocked(p)
 	}
 	x.turn = w.mu.turn
 	if x.files == 0 || x.file != p.file {
-		x.step(w.toc, p)
+		x.step(w.toc, p, &w.mu.given)
 		w.inheritLocked(x)
 	}
 	x.at = member
@@ -180,7 +183,7 @@ func (w *walks) promote(x walk, ran int64) walk {
 }
 
 // step goes on to another file.
-func (x *walk) step(toc table, p place) {
+func (x *walk) step(toc table, p place, g *given) {
 	dir, err := toc.Parent(p.file)
 	if err != nil {
 		return
@@ -201,11 +204,8 @@ func (x *walk) step(toc table, p place) {
 	} else {
 		x.ran += s.hi - x.span(toc).hi
 	}
-	// What may have been given away was not asked for, and yet read.
-	if gap := int(p.first - x.last); x.unpack > x.last+1 {
-		x.passed += min(gap, 1+marks(toc, x.last+1, p.first))
-	} else {
-		x.passed += gap
+	if gap := p.first - x.last; gap > 0 {
+		x.passed += int(gap) - g.count(x.last+1, p.first)
 	}
 	if s.size() > largeFile {
 		x.large++

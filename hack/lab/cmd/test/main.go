@@ -127,7 +127,7 @@ func (r *runner) setUp(ctx context.Context) error {
 		return errors.New("root is needed: tests mount file systems and start containers")
 	}
 	// gcc is for the race detector.
-	if err := lab.Install(ctx, "runc", "fuse3", "gcc", "libc6-dev", "git", "ca-certificates"); err != nil {
+	if err := lab.Install(ctx, "runc", "fuse3", "erofs-utils", "gcc", "libc6-dev", "git", "ca-certificates"); err != nil {
 		return err
 	}
 	var err error

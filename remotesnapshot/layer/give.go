@@ -137,18 +137,18 @@ func (l *Layer) giver() *giver {
 	return &giver{l: l, to: *t}
 }
 
-// add takes the chunks of a member that are in the cache. The member counts as read.
+// add takes the chunk of a member that has one, as most have, from the cache. The member
+// counts as read.
 func (g *giver) add(n uint32) {
 	if g == nil || g.full || isMark(g.l.toc, n) {
 		return
 	}
 	first, last, err := g.l.toc.MemberChunks(n)
-	if err != nil || last-first >= unpackChunks {
+	if err != nil || last != first {
 		return
 	}
-	// With one chunk in a member, as mostly, it is the file's that is at its beginning.
-	inode, err := g.l.toc.MemberFile(n)
-	if err != nil || last != first {
+	inode, err := g.l.toc.MemberFile(n) // of the member's only chunk
+	if err != nil {
 		return
 	}
 	var c estargz.Chunk

@@ -240,12 +240,8 @@ func (d *Dir) readFile(r *request, h hold, buf []byte, off int64) (int, error) {
 	}
 	own := int(min(max(in.Size-(off-start), 0), int64(len(buf))))
 	if own > 0 {
-		n, err := h.content.ReadAt(r, index, buf[:own], off-start)
-		if err == nil && n < own {
-			err = fmt.Errorf("%d of %d bytes", n, own)
-		}
-		if err != nil {
-			return 0, d.failure(r, fmt.Errorf("inode %d: %w", index, err))
+		if err := d.fill(r, h, index, buf[:own], off-start); err != nil {
+			return 0, fmt.Errorf("inode %d: %w", index, err)
 		}
 		d.storeAround(h.content, index, off-start+int64(own)-1, in.Size)
 	}

@@ -65,18 +65,22 @@ func (d *Dir) read(r *request, index uint32, buf []byte, off uint64) (int, error
 	if off >= uint64(in.Size) {
 		return 0, nil
 	}
-	// The kernel zeroes what a read leaves of a page: a short answer inside the
-	// file would turn into wrong bytes, so it is an error.
 	want := int(min(uint64(len(buf)), uint64(in.Size)-off))
-	n, err := h.content.ReadAt(r, index, buf[:want], int64(off))
-	if err == nil && n < want {
-		err = fmt.Errorf("%d of %d bytes", n, want)
-	}
-	if err != nil {
-		return 0, d.failure(r, err)
+	if err := d.fill(r, h, index, buf[:want], int64(off)); err != nil {
+		return 0, err
 	}
 	d.storeRest(h.content, index, int64(off)+int64(want)-1, in.Size)
 	return want, nil
+}
+
+// fill reads all of buf from a regular file. The kernel zeroes what a read leaves of a
+// page: a short answer inside the file would turn into wrong bytes, so it is an error.
+func (d *Dir) fill(r *request, h hold, index uint32, buf []byte, off int64) error {
+	n, err := h.content.ReadAt(r, index, buf, off)
+	if err == nil && n < len(buf) {
+		err = fmt.Errorf("%d of %d bytes", n, len(buf))
+	}
+	return d.failure(r, err)
 }
 
 // readResult is go-fuse's ReadResultData from a pool.

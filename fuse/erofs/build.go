@@ -294,12 +294,10 @@ type section struct {
 
 var zeros [BlockSize]byte
 
+// write goes on after an error, which flush returns: everything has its place.
 func (s *section) write(p []byte) {
-	n, _ := s.w.Write(p)
-	s.pos += int64(n)
-	if n < len(p) {
-		s.pos = math.MaxInt64 / 2 // flush has the error
-	}
+	_, _ = s.w.Write(p)
+	s.pos += int64(len(p))
 }
 
 // pad writes zeros up to a position.

@@ -9,8 +9,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazykit/lazykit/estargz"
 	"github.com/lazykit/lazykit/estargz/estargztest"
@@ -88,6 +90,37 @@ func TestPlaces(t *testing.T) {
 }
 
 // Files lie in the order of the blob, so that what a scan comes to lies together.
+// TestFullDisk: wherever the disk ends, that is the error, and soon.
+func TestFullDisk(t *testing.T) {
+	ft.RequireFUSE(t)
+	var entries []estargztest.Entry
+	for i := range 6000 {
+		entries = append(entries, estargztest.File(fmt.Sprintf("d%d/%s%d", i/1000, strings.Repeat("n", i%100), i), []byte("x")))
+	}
+	var tar bytes.Buffer
+	require.NoError(t, estargztest.WriteTar(&tar, entries...))
+	toc := ft.FromTar(t, tar.Bytes(), estargztest.Options{Format: estargz.FormatEStargz}).TOC()
+	dir := t.TempDir()
+	failures := 0
+	for pages := 1; ; pages += 13 {
+		require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dk", 4*pages)))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		img, err := erofs.Build(ctx, toc, erofs.Options{Dir: dir})
+		cancel()
+		if err == nil {
+			require.NoError(t, checkPlaces(toc, img))
+			img.Release()
+		}
+		require.NoError(t, unix.Unmount(dir, 0))
+		if err == nil {
+			break
+		}
+		require.ErrorIs(t, err, unix.ENOSPC)
+		failures++
+	}
+	require.Greater(t, failures, 10)
+}
+
 func TestOrder(t *testing.T) {
 	toc := ft.Layer(t, ft.Tar(t, ft.File("z", 0o644, "1"), ft.File("a/b/c", 0o644, "2"), ft.File("m", 0o644, "3"))).TOC()
 	img, err := build(t, toc)

@@ -65,6 +65,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 			Connections: opts.Lazy.Connections,
 			RequestSize: opts.Lazy.RequestSize,
 			GiveUp:      opts.Lazy.FetchTimeout,
+			Expect:      opts.Expect,
 			BackoffMin:  opts.Lazy.MinWait,
 			BackoffMax:  opts.Lazy.MaxWait,
 			OnError:     func(err error) { bklog.L.WithError(err).Warn("blob store") },

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"net/url"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -34,6 +35,8 @@ type Options struct {
 	Sessions *bksession.Manager
 	// Hosts is the registry configuration: mirrors, TLS, plain HTTP.
 	Hosts docker.RegistryHosts
+	// Expect, when set, is told of requests to come, see Registries.Expect.
+	Expect func(host string, u *url.URL, n int)
 
 	// Labels are added to those that describe the worker, and win over them.
 	Labels map[string]string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"path/filepath"
 	"time"
 
@@ -27,7 +28,6 @@ import (
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/db"
 	"github.com/moby/buildkit/util/db/boltutil"
-	"github.com/moby/buildkit/util/resolver"
 	"github.com/moby/buildkit/util/tracing"
 	"github.com/moby/buildkit/util/tracing/detect"
 	bkworker "github.com/moby/buildkit/worker"
@@ -44,12 +44,14 @@ type backend struct {
 	cacheStore *bboltcachestorage.Store
 	traces     *traceSocket
 	worker     *worker.Worker
+	registries *worker.Registries
 }
 
 // parts of a backend before the controller owns them.
 type parts struct {
 	sessions *bksession.Manager
 	hosts    docker.RegistryHosts
+	expect   func(host string, u *url.URL, n int)
 	workers  *bkworker.Controller
 	cache    *bboltcachestorage.Store
 	history  db.DB
@@ -73,8 +75,10 @@ func newBackend(ctx context.Context, s *settings, meter metric.MeterProvider) (_
 	if err != nil {
 		return nil, err
 	}
-	hosts := worker.Patient(resolver.NewRegistryConfig(s.Registries), lazy.ResolveTimeout, lazy.FetchTimeout)
-	p := parts{sessions: sessions, hosts: hosts}
+	registries := worker.NewRegistries(s.Registries)
+	undo.add(registries.Close)
+	hosts := worker.Patient(registries.Hosts, lazy.ResolveTimeout, lazy.FetchTimeout)
+	p := parts{sessions: sessions, hosts: hosts, expect: registries.Expect}
 	traces, err := p.startTraces(ctx, s.OTEL.SocketPath)
 	if err != nil {
 		return nil, err
@@ -82,7 +86,7 @@ func newBackend(ctx context.Context, s *settings, meter metric.MeterProvider) (_
 	if traces != nil {
 		undo.add(func() error { traces.Close(); return nil })
 	}
-	w, err := newWorker(ctx, s, p.sessions, p.hosts, socketPath(traces, s))
+	w, err := newWorker(ctx, s, &p, socketPath(traces, s))
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +111,7 @@ func newBackend(ctx context.Context, s *settings, meter metric.MeterProvider) (_
 	if err != nil {
 		return nil, err
 	}
-	return &backend{controller: controller, cacheStore: p.cache, traces: traces, worker: w}, nil
+	return &backend{controller: controller, cacheStore: p.cache, traces: traces, worker: w, registries: registries}, nil
 }
 
 // Close ends the controller, the worker, and the databases under them.
@@ -116,7 +120,7 @@ func (b *backend) Close() error {
 	if b.traces != nil {
 		b.traces.Close()
 	}
-	return err
+	return errors.Join(err, b.registries.Close())
 }
 
 // Stalled implements stopper.

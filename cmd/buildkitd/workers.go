@@ -7,11 +7,9 @@ import (
 	"os/exec"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/executor/oci"
-	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/archutil"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/network/cniprovider"
@@ -25,7 +23,7 @@ import (
 var errNoWorker = errors.New("no worker found: the OCI worker is disabled, or neither runc nor buildkit-runc is in PATH (LazyKit has no containerd worker)")
 
 // newWorker starts the OCI worker.
-func newWorker(ctx context.Context, s *settings, sessions *bksession.Manager, hosts docker.RegistryHosts, traceSocket string) (*worker.Worker, error) {
+func newWorker(ctx context.Context, s *settings, p *parts, traceSocket string) (*worker.Worker, error) {
 	if !wantsOCI(s.Workers.OCI) {
 		return nil, errNoWorker
 	}
@@ -33,15 +31,15 @@ func newWorker(ctx context.Context, s *settings, sessions *bksession.Manager, ho
 	if err != nil {
 		return nil, err
 	}
-	opts.Sessions, opts.Hosts, opts.TraceSocket = sessions, hosts, traceSocket
+	opts.Sessions, opts.Hosts, opts.Expect, opts.TraceSocket = p.sessions, p.hosts, p.expect, traceSocket
 	w, err := worker.New(ctx, opts)
 	if err != nil {
 		return nil, fmt.Errorf("OCI worker: %w", err)
 	}
-	p := w.Platforms(false)
-	bklog.G(ctx).Infof("found worker %q, labels=%v, platforms=%v", w.ID(), w.Labels(), formatPlatforms(p))
+	platforms := w.Platforms(false)
+	bklog.G(ctx).Infof("found worker %q, labels=%v, platforms=%v", w.ID(), w.Labels(), formatPlatforms(platforms))
 	bklog.G(ctx).Infof("found 1 workers, default=%q", w.ID()) // some wait for this line
-	archutil.WarnIfUnsupported(p)
+	archutil.WarnIfUnsupported(platforms)
 	return w, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"sync/atomic"
 	"time"
@@ -203,6 +204,26 @@ func (b *Blob) FetchAll(ctx context.Context, p Priority, ranges []Range) error {
 		}
 	}
 	return nil
+}
+
+// Expect says that FetchAll will be called with n ranges, of this blob and of others from
+// the same place. It asks the registry for nothing; what is wrong, FetchAll will meet.
+func (b *Blob) Expect(ctx context.Context, n int) {
+	if b.released.Load() || b.Local() {
+		return
+	}
+	cands, err := b.candidates(ctx)
+	if err != nil {
+		return
+	}
+	c := cands[0]
+	at := b.target(c)
+	if at == "" {
+		at = c.url(b.dgst.String())
+	}
+	if u, err := url.Parse(at); err == nil {
+		b.store.opts.Expect(c.Host, u, min(n, c.host.planned.limit(Prefetch)))
+	}
 }
 
 // Drop forgets a range whose bytes have proved wrong, so that the next read

@@ -3,6 +3,7 @@ package blob_test
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"testing"
 	"time"
 
@@ -85,4 +86,35 @@ func TestFetchAllInPieces(t *testing.T) {
 	require.NoError(t, b.FetchAll(t.Context(), blob.Prefetch, []blob.Range{{Off: 1 * mib, Size: 4 * mib}}))
 	require.Equal(t, 4, r.reg.Requests())
 	require.EqualValues(t, 4*mib, r.reg.Bytes())
+}
+
+// Who makes connections is told where the requests will go: to the registry, or to the
+// place that it has named.
+func TestExpect(t *testing.T) {
+	r := newRig(t, mib)
+	type call struct {
+		host string
+		url  string
+		n    int
+	}
+	var calls []call
+	r.opts.Expect = func(host string, u *url.URL, n int) { calls = append(calls, call{host, u.Scheme + "://" + u.Host, n}) }
+	r.opts.Connections = 5
+	b := r.open()
+	b.Expect(t.Context(), 7)
+	b.Expect(t.Context(), 1000) // 20 connections, of which two are kept for others
+	at := "http://" + r.reg.Host()
+	require.Equal(t, []call{{r.reg.Host(), at, 7}, {r.reg.Host(), at, 18}}, calls)
+	require.Zero(t, r.reg.Requests())
+
+	r.reg.Redirect(time.Minute)
+	r.reads(b, blob.Blocked, 0, 10)
+	calls = nil
+	b.Expect(t.Context(), 7)
+	require.Len(t, calls, 1)
+	require.Equal(t, r.reg.Host(), calls[0].host)
+	require.NotEqual(t, at, calls[0].url)
+	require.NoError(t, b.Close())
+	b.Expect(t.Context(), 7)
+	require.Len(t, calls, 1)
 }

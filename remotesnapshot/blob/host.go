@@ -59,7 +59,7 @@ func newHost(name string, connections int) *host {
 // plannedTimes is how many times as many connections FetchAll may use for itself as
 // all others. It is for a few dozen requests that together bring what a step will
 // read: sent at once, they cost one round trip. Others do not wait for them.
-const plannedTimes = 3
+const plannedTimes = 4
 
 // slotsOf are those that a flight needs one of.
 func (h *host) slotsOf(f *flight) *slots {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -76,6 +77,10 @@ type Options struct {
 	// FlushInterval is how often changed hints are written. 0: 2 s.
 	FlushInterval time.Duration
 
+	// Expect, when set, is told that n requests will be made at once to the origin of u,
+	// by the client of a registry's host. It must not block.
+	Expect func(host string, u *url.URL, n int)
+
 	// OnRequest, when set, is told of every request after it ended. It is called
 	// from many goroutines and must not block.
 	OnRequest func(Request)
@@ -111,6 +116,9 @@ func (o Options) withDefaults() Options {
 	def(&o.BackoffMax, 5*time.Second)
 	def(&o.RetryAfterMax, 30*time.Second)
 	def(&o.FlushInterval, 2*time.Second)
+	if o.Expect == nil {
+		o.Expect = func(string, *url.URL, int) {}
+	}
 	if o.OnRequest == nil {
 		o.OnRequest = func(Request) {}
 	}

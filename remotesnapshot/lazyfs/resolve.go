@@ -30,6 +30,7 @@ func (fs *FS) Resolve(ctx context.Context, srcs ...remotesnapshot.Source) []erro
 		})
 	}
 	fs.resolveAhead(srcs)
+	fs.expectSteps(srcs)
 	wg.Wait()
 	return errs
 }
@@ -154,6 +155,40 @@ func (fs *FS) resolveAhead(srcs []remotesnapshot.Source) {
 			}
 		}
 	}
+}
+
+// expectSteps has connections made, while layers are resolved, for the step that reads the
+// most of an image of theirs, as far as profiles know it: it may be the next one.
+func (fs *FS) expectSteps(srcs []remotesnapshot.Source) {
+	if fs.profiles == nil {
+		return
+	}
+	for _, src := range srcs {
+		layers := src.Neighbours
+		if len(layers) == 0 {
+			layers = []digest.Digest{src.Digest}
+		}
+		if slices.ContainsFunc(layers, fs.isOpen) {
+			continue // what is known of it was fetched before, mostly
+		}
+		fs.inBackground(func() {
+			n := fs.profiles.Requests(layers...)
+			if n == 0 {
+				return
+			}
+			b, err := fs.openBlob(src.Digest, src.Reference)
+			if err != nil {
+				return // Resolve meets it
+			}
+			defer closeQuietly(b)
+			b.Expect(fs.ctx, n)
+		})
+	}
+}
+
+// isOpen says whether a layer is readable already.
+func (fs *FS) isOpen(dgst digest.Digest) bool {
+	return slices.ContainsFunc(fs.entriesOf(dgst), func(e *entry) bool { return e.content.layer.Load() != nil })
 }
 
 // beginAhead says whether a blob is to be fetched ahead; Close waits for that.

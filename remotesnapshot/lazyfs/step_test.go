@@ -1,6 +1,7 @@
 package lazyfs
 
 import (
+	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
@@ -80,6 +81,38 @@ func TestStepIsReplayed(t *testing.T) {
 	check(t, dir, "c", contents(1, 2))
 	check(t, low, "e", contents(50, 0))
 	s.End(true)
+}
+
+// Connections for a step that is known are made while its layers are resolved.
+func TestStepIsExpected(t *testing.T) {
+	reg := blobtest.New(t)
+	expected := make(chan int, 10)
+	opts := Options{ProfileDir: filepath.Join(t.TempDir(), "profiles"), Layer: layer.Options{Window: -1}}
+	opts.Blob.Expect = func(host string, u *url.URL, n int) {
+		require.Equal(t, reg.Host(), host)
+		require.Equal(t, host, u.Host)
+		expected <- n
+	}
+	top := push(reg, "app:latest", layerOf(t, 1, "a", "b", "c", "d", "e", "f"))
+	bottom := push(reg, "app:latest", layerOf(t, 50, "a", "b", "c"))
+	bottom.Neighbours = []digest.Digest{bottom.Digest, top.Digest}
+	w := start(t, opts, reg)
+	dir, _ := w.resolved(top)
+	low, _ := w.resolved(bottom)
+	s := w.begin(stepOne, top, bottom)
+	check(t, dir, "a", contents(1, 0))
+	check(t, dir, "e", contents(1, 4))
+	check(t, low, "b", contents(50, 1))
+	s.End(true)
+	require.NoError(t, w.Close()) // it waits for the profile, and for who is told
+	require.Empty(t, expected)
+
+	other := start(t, opts, reg)
+	require.NoError(t, other.Resolve(t.Context(), bottom)[0])
+	require.Equal(t, 3, <-expected)
+	require.NoError(t, other.Resolve(t.Context(), bottom)[0])
+	require.NoError(t, other.Close())
+	require.Empty(t, expected, "a layer that is open was read before")
 }
 
 // A step that fails has not shown all that it needs, and one that runs after

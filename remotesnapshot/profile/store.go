@@ -69,6 +69,23 @@ func (s *Store) Get(layer, step digest.Digest) ([]Range, error) {
 	return l.step(step), nil
 }
 
+// Requests is how many requests a plan has for a step that is known to read layers, at
+// most. Files that are damaged count for nothing.
+func (s *Store) Requests(layers ...digest.Digest) (most int) {
+	steps := map[digest.Digest][]Wanted{}
+	for _, d := range layers {
+		if l, err := s.load(d); err == nil && l != nil {
+			for _, v := range l.Steps {
+				steps[v.Step] = append(steps[v.Step], Wanted{d, v.Ranges})
+			}
+		}
+	}
+	for _, wanted := range steps {
+		most = max(most, len(Plan(wanted)))
+	}
+	return most
+}
+
 // load returns nil when nothing is known of the layer.
 func (s *Store) load(layer digest.Digest) (*Layer, error) {
 	if err := layer.Validate(); err != nil {

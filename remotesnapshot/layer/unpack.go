@@ -14,8 +14,9 @@ const (
 	// unpackBytes and unpackMembers bound what is ahead of a walk: decompressed
 	// bytes, a fraction of the cache, and members.
 	unpackBytes, unpackMembers = 8 << 20, 64
-	// unpackBatch is how many members a goroutine takes at a time.
-	unpackBatch = 16
+	// unpackBatch is how many members a goroutine takes at a time, and batchBytes how many
+	// decompressed bytes, or one member: then it looks where the reader is.
+	unpackBatch, batchBytes = 16, 1 << 20
 	// unpackChunks is the most chunks of a member that is worth it; one of more is
 	// mostly kept in part only.
 	unpackChunks = 64
@@ -143,6 +144,7 @@ func (w *walks) takeBatch(unpacked func(n uint32) (uint32, int64, bool), given b
 func (w *walks) batchLocked(x *walk, unpacked func(n uint32) (uint32, int64, bool), members uint32, bytes int64) (from, to uint32) {
 	x.count(unpacked)
 	from, to = x.unpack, x.unpack
+	taken := int64(0)
 	for to-from < unpackBatch && to-x.at <= members {
 		file, err := w.toc.MemberFile(to)
 		if err != nil {
@@ -152,9 +154,10 @@ func (w *walks) batchLocked(x *walk, unpacked func(n uint32) (uint32, int64, boo
 			break
 		}
 		_, size, _ := unpacked(to)
-		if x.aheadBytes+size > bytes {
+		if x.aheadBytes+size > bytes || to > from && taken+size > batchBytes {
 			break
 		}
+		taken += size
 		x.aheadBytes += size
 		to++
 	}

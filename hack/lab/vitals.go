@@ -18,16 +18,17 @@ import (
 // Vitals are what a daemon holds at one moment.
 type Vitals struct {
 	RssAnon    int64 // bytes of anonymous memory
-	FDs        int   // open file descriptors
-	Goroutines int
+	FDs        int   // open file descriptors, but for Conns
+	Conns      int   // TCP connections, which are kept for a while for the next request
+	Goroutines int   // but for those that serve Conns
 	Mounts     int   // below its root, and of what is there
 	Disk       int64 // bytes below its root, but for the databases and Held
 	Held       int64 // bytes of records that are in use and can't be pruned
 }
 
 func (v Vitals) String() string {
-	return fmt.Sprintf("%.1f MB of memory, %d files, %d goroutines, %d mounts, %.1f MB on disk, %.1f MB held",
-		float64(v.RssAnon)/1e6, v.FDs, v.Goroutines, v.Mounts, float64(v.Disk)/1e6, float64(v.Held)/1e6)
+	return fmt.Sprintf("%.1f MB of memory, %d files, %d connections, %d goroutines, %d mounts, %.1f MB on disk, %.1f MB held",
+		float64(v.RssAnon)/1e6, v.FDs, v.Conns, v.Goroutines, v.Mounts, float64(v.Disk)/1e6, float64(v.Held)/1e6)
 }
 
 // Vitals collects the garbage of a daemon that was started with Debug, and measures.
@@ -44,15 +45,15 @@ func (d *Daemon) Vitals(ctx context.Context) (v Vitals, err error) {
 	if _, err := fmt.Sscanf(profile, "goroutine profile: total %d", &v.Goroutines); err != nil {
 		return v, fmt.Errorf("vitals of buildkitd: its goroutines: %w", err)
 	}
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.Pid))
-	if err != nil {
+	v.Goroutines -= connGoroutines(profile)
+	if v.FDs, v.Conns, err = openFiles(d.Pid); err != nil {
 		return v, fmt.Errorf("vitals of buildkitd: %w", err)
 	}
 	mounts, err := Mounts(d.Root)
 	if err != nil {
 		return v, fmt.Errorf("vitals of buildkitd: its mounts: %w", err)
 	}
-	v.FDs, v.Mounts, v.RssAnon = len(fds), len(mounts), rssAnon(d.Pid)
+	v.Mounts, v.RssAnon = len(mounts), rssAnon(d.Pid)
 	c, err := d.Client(ctx)
 	if err != nil {
 		return v, err
@@ -71,6 +72,51 @@ func (d *Daemon) Vitals(ctx context.Context) (v Vitals, err error) {
 	v.Disk = max(disk-v.Held, 0)
 	return v, err
 }
+
+// connGoroutines is how many goroutines of a profile serve TCP connections to registries.
+func connGoroutines(profile string) (n int) {
+	for _, group := range strings.Split(profile, "\n\n") {
+		if !strings.Contains(group, "net/http.(*persistConn).") && !strings.Contains(group, "worker.(*connections).keep") {
+			continue
+		}
+		var k int
+		if _, err := fmt.Sscanf(strings.TrimSpace(group), "%d @", &k); err == nil {
+			n += k
+		}
+	}
+	return n
+}
+
+// openFiles counts a process's TCP connections, and its other open files.
+func openFiles(pid int) (files, conns int, err error) {
+	tcp := map[string]bool{} // the sockets of its network namespace
+	for _, name := range []string{"tcp", "tcp6"} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, name))
+		if err != nil && !os.IsNotExist(err) {
+			return 0, 0, err
+		}
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 9 && f[3] != tcpListen {
+				tcp["socket:["+f[9]+"]"] = true
+			}
+		}
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, fd := range fds {
+		// One that is closed meanwhile is still one of those that were listed.
+		if to, _ := os.Readlink(filepath.Join(dir, fd.Name())); tcp[to] {
+			conns++
+		}
+	}
+	return len(fds) - conns, conns, nil
+}
+
+// tcpListen is the state of a listening socket in /proc/net/tcp, see proc_net_tcp(5).
+const tcpListen = "0A"
 
 // Mounts are those below a daemon's root, and those elsewhere of what lies there.
 func Mounts(root string) ([]*mountinfo.Info, error) {

@@ -65,6 +65,10 @@ func sweepBelow(dir string) (int, error) {
 		}
 		os.Remove(m.Mountpoint) // or else it is used again
 	}
+	tries, _ := filepath.Glob(filepath.Join(dir, tryPrefix+"*"))
+	for _, t := range tries {
+		os.RemoveAll(t)
+	}
 	return n, os.MkdirAll(dir, 0o700)
 }
 
@@ -143,7 +147,7 @@ func (s *Server) show(d *Dir) error {
 // try finds out from the first image, and the error of its mount, whether there will be any.
 func (i *images) try(m *mount, at string, err error) {
 	if err == nil {
-		err = nest(at, filepath.Dir(i.root))
+		err = nest(at, i.root)
 	}
 	if err == nil {
 		return
@@ -153,10 +157,14 @@ func (i *images) try(m *mount, at string, err error) {
 	i.err.Store(&err)
 }
 
+// tryPrefix begins the name of nest's directory, which sweepBelow removes when this process
+// was killed meanwhile.
+const tryPrefix = "try"
+
 // nest tries whether a build step could mount an overlay on its own root. Some kernels
 // count an image in a file as one level of stacked file systems, and take no third.
 func nest(image, tmp string) error {
-	dir, err := os.MkdirTemp(tmp, "try")
+	dir, err := os.MkdirTemp(tmp, tryPrefix)
 	if err != nil {
 		return err
 	}

@@ -224,6 +224,11 @@ func TestImagesOfAnEarlierServer(t *testing.T) {
 	require.NoError(t, err)
 	merged := ft.Overlay(t, d.Path())
 	require.NotEmpty(t, mountsBelow(t, root))
+	// It was killed while it tried what the kernel does.
+	try := filepath.Join(root, "e", "try123")
+	require.NoError(t, os.MkdirAll(filepath.Join(try, "empty1"), 0o700))
+	require.NoError(t, os.Mkdir(filepath.Join(try, "1"), 0o700))
+	require.NoError(t, unix.Mount("overlay", filepath.Join(try, "1"), "overlay", unix.MS_RDONLY, "lowerdir="+filepath.Join(try, "empty1")+":"+d.Path()))
 	// As after the end of the process that had it: the connection goes, mounts stay.
 	s.Abort()
 	_, err = os.ReadFile(filepath.Join(merged, "f"))
@@ -234,6 +239,7 @@ func TestImagesOfAnEarlierServer(t *testing.T) {
 		for _, m := range mountsBelow(t, root) {
 			require.Len(t, strings.Split(strings.TrimPrefix(m, root+"/"), "/"), 1, m)
 		}
+		require.NoDirExists(t, try)
 		require.NoError(t, next.Close())
 	}
 }

@@ -260,13 +260,13 @@ func (b *Blob) Wrong() int64 { return b.wrong.Load() }
 // Path is the blob's file. Its contents are the blob's, and final, when Local.
 func (b *Blob) Path() string { return b.path }
 
-// Rate is how many bytes a second one connection to the host that was asked last
-// brought lately; 0: not known.
-func (b *Blob) Rate() int64 {
+// Link is how many bytes a second one connection to the host that was asked last brought
+// lately, and how long its answers took to begin; 0: not known.
+func (b *Blob) Link() (rate int64, wait time.Duration) {
 	b.mu.Lock()
 	h := b.mu.host
 	b.mu.Unlock()
-	return h.bytesPerSecond()
+	return h.link()
 }
 
 // Fetched is the number of bytes present.

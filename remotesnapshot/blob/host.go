@@ -126,14 +126,15 @@ func (h *host) reach() int64 {
 	return int64(h.mu.rate * wait.Seconds())
 }
 
-// bytesPerSecond is what one connection brought lately; 0: not known.
-func (h *host) bytesPerSecond() int64 {
+// link is what one connection brought lately in a second, and how long answers took to
+// begin; 0: not known.
+func (h *host) link() (rate int64, wait time.Duration) {
 	if h == nil {
-		return 0
+		return 0, 0
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return int64(h.mu.rate)
+	return int64(h.mu.rate), h.mu.delay
 }
 
 // piece is the size of one request of a large fetch, at most limit.

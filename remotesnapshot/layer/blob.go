@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 
@@ -50,8 +51,9 @@ type Blob interface {
 	Local() bool
 	// Fetched is the number of bytes present.
 	Fetched() int64
-	// Rate is how many bytes a second one request brought lately; 0: not known.
-	Rate() int64
+	// Link is how many bytes a second one request brought lately, and how long it took
+	// to begin; 0: not known.
+	Link() (rate int64, wait time.Duration)
 	// Check asks the origins whether the blob can still be had.
 	Check(ctx context.Context) error
 	// Close ends the layer's hold on the blob.

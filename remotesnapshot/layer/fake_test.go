@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 )
@@ -234,7 +235,7 @@ func (b *fakeBlob) Local() bool {
 	return b.mu.local
 }
 
-func (b *fakeBlob) Rate() int64 { return 0 }
+func (b *fakeBlob) Link() (int64, time.Duration) { return 0, 0 }
 
 func (b *fakeBlob) Fetched() int64 {
 	b.mu.Lock()

@@ -222,7 +222,7 @@ func TestWishesHaveAnAllowance(t *testing.T) {
 }
 
 func TestWishesAreJoined(t *testing.T) {
-	w := newWindows(nil, 10*wishGap)
+	w := newWindows(nil, 10*wishGap, near)
 	done := 0
 	wanted := func(lo, hi int64) wishRange { return wishRange{span{lo, hi}, []uint32{0}, func() { done++ }} }
 	none := func(off, size int64) bool { return false }

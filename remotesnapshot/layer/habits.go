@@ -1,5 +1,7 @@
 package layer
 
+import "time"
+
 // Small files that are used together lie in the same directories: the modules of
 // a package, the headers of a library. Which directories are read, and how much
 // of them, differs from build to build and hardly within one: of the files in a
@@ -41,6 +43,11 @@ const (
 	mayWaste = 1 << 20
 	// passBad is how much of a loss a window crosses to get at what is worth it.
 	passBad = 2 * requestWorth
+	// farTimes is what these three are multiplied by where an answer takes farWait to begin:
+	// somebody pays for the bytes all the same, but a request costs twice the time or more.
+	// A replay needs 56, 44, 118 and 34 requests then, and 11.6, 5.9, 7.3 and 4.6 MB that
+	// nobody reads; four times as much to waste spares one or two requests more.
+	farTimes, farWait = 2, 60 * time.Millisecond
 	// afterPart is the part of mayWaste for what comes after the member that is
 	// asked for, if there is as much on both sides.
 	afterPart = 0.6
@@ -177,21 +184,22 @@ func (h *habits) chance(toc table, dir uint32) float64 {
 }
 
 // choose says how many of the neighbours on each side a window should have, the
-// nearest first.
-func (h *habits) choose(toc table, after, before []neighbour) (na, nb int) {
-	a, b := h.worth(toc, after), h.worth(toc, before)
+// nearest first. times is 1, or farTimes.
+func (h *habits) choose(toc table, after, before []neighbour, times float64) (na, nb int) {
+	a, b := h.worth(toc, after, times), h.worth(toc, before, times)
 	wasteA, wasteB := last(a), last(b)
-	if wasteA+wasteB <= mayWaste {
+	most := mayWaste * times
+	if wasteA+wasteB <= most {
 		return len(a), len(b)
 	}
-	roomA := max(mayWaste*afterPart, mayWaste-wasteB)
-	roomB := max(mayWaste*(1-afterPart), mayWaste-wasteA)
+	roomA := max(most*afterPart, most-wasteB)
+	roomB := max(most*(1-afterPart), most-wasteA)
 	return upTo(a, roomA), upTo(b, roomB)
 }
 
 // worth looks how far it is worth to go on one side. For each neighbour up to
 // there it says how many bytes are probably for nothing, from the first to this.
-func (h *habits) worth(toc table, side []neighbour) (waste []float64) {
+func (h *habits) worth(toc table, side []neighbour, times float64) (waste []float64) {
 	var p, gain, best, sum float64
 	n := 0
 	for i, x := range side {
@@ -200,8 +208,8 @@ func (h *habits) worth(toc table, side []neighbour) (waste []float64) {
 		}
 		lost := (1 - p) * float64(x.size)
 		sum += lost
-		gain += p*requestWorth - lost
-		if sum > mayWaste || gain < best-passBad {
+		gain += p*requestWorth*times - lost
+		if sum > mayWaste*times || gain < best-passBad*times {
 			break
 		}
 		waste = append(waste, sum)

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/lazykit/lazykit/estargz"
 )
@@ -63,7 +64,10 @@ func Open(p *Pool, b Blob, toc *estargz.TOC) *Layer {
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.holds.Store(1)
 	l.flights.of = make(map[uint32]*flight)
-	l.windows = newWindows(toc, p.opts.Window)
+	l.windows = newWindows(toc, p.opts.Window, func() time.Duration {
+		_, wait := b.Link()
+		return wait
+	})
 	l.walks.toc = toc
 	return l
 }

@@ -143,15 +143,19 @@ type replayed struct {
 	asked, reads []bool
 }
 
+func near() time.Duration { return 0 }
+
+func far() time.Duration { return farWait }
+
 // replay lets windows choose the requests of a build.
-func replay(layers []*recorded, reads []wanted, limit int64) (sum replayed) {
+func replay(layers []*recorded, reads []wanted, limit int64, wait func() time.Duration) (sum replayed) {
 	type state struct {
 		*windows
 		there, read []bool
 	}
 	states := make([]state, len(layers))
 	for i, l := range layers {
-		states[i] = state{newWindows(l, limit), make([]bool, len(l.members)), make([]bool, len(l.members))}
+		states[i] = state{newWindows(l, limit, wait), make([]bool, len(l.members)), make([]bool, len(l.members))}
 	}
 	for _, r := range reads {
 		l, s := layers[r.layer], states[r.layer]
@@ -204,15 +208,18 @@ func TestReplays(t *testing.T) {
 		name     string
 		requests int
 		wasted   int64
+		farther  int // requests where answers take long
+		lost     int64
 	}{
-		{"python", 72, 9_000_000},
-		{"g++", 51, 4_700_000},
-		{"go", 143, 5_700_000},
-		{"node", 37, 3_600_000},
+		{"python", 72, 9_000_000, 59, 12_500_000},
+		{"g++", 51, 4_700_000, 46, 6_500_000},
+		{"go", 143, 5_700_000, 124, 7_800_000},
+		{"node", 37, 3_600_000, 36, 5_000_000},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := replay(layers, builds[tc.name], Options{}.withDefaults().Window)
-			alone := replay(layers, builds[tc.name], -1)
+			got := replay(layers, builds[tc.name], Options{}.withDefaults().Window, near)
+			alone := replay(layers, builds[tc.name], -1, near)
+			away := replay(layers, builds[tc.name], Options{}.withDefaults().Window, far)
 			t.Logf("%4d requests, %5.2f MB, %.2f MB of it not read; waits %.2f s near, %.2f s far; members alone: %d requests, %.2f s, %.2f s",
 				got.requests, float64(got.bytes)/1e6, float64(got.bytes-got.read)/1e6, got.near.Seconds(), got.far.Seconds(),
 				alone.requests, alone.near.Seconds(), alone.far.Seconds())
@@ -220,6 +227,8 @@ func TestReplays(t *testing.T) {
 			require.Equal(t, alone.read, got.read)
 			require.LessOrEqual(t, got.requests, tc.requests)
 			require.LessOrEqual(t, got.bytes-got.read, tc.wasted)
+			require.LessOrEqual(t, away.requests, tc.farther)
+			require.LessOrEqual(t, away.bytes-away.read, tc.lost)
 		})
 	}
 }

@@ -82,7 +82,8 @@ func (l *Layer) placeOf(inode, c uint32) (p place, member uint32, ok bool) {
 
 // missed takes note that a reader has waited for a request.
 func (l *Layer) missed(waited time.Duration) {
-	if l.walks.missed(waited, l.blob.Rate(), time.Now(), l.toc.BlobSize()-l.blob.Fetched()) {
+	rate, _ := l.blob.Link()
+	if l.walks.missed(waited, rate, time.Now(), l.toc.BlobSize()-l.blob.Fetched()) {
 		l.fetchScans()
 	}
 }

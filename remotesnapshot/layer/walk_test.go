@@ -53,7 +53,7 @@ func TestBuildsAreNotDense(t *testing.T) {
 				}
 				w := &walks{toc: l}
 				end := l.members[len(l.members)-1]
-				sum := replay(layers, alone, Options{}.withDefaults().Window)
+				sum := replay(layers, alone, Options{}.withDefaults().Window, near)
 				for range sum.requests {
 					require.False(t, w.missed(time.Minute, 0, time.Unix(0, 0), end.Offset+end.Size-sum.bytes))
 				}

@@ -3,6 +3,7 @@ package layer
 import (
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/lazykit/lazykit/estargz"
 )
@@ -44,6 +45,8 @@ const (
 type windows struct {
 	toc   table
 	limit int64 // longest window; not positive: members alone
+	// wait is how long an answer takes to begin; 0: not known
+	wait func() time.Duration
 
 	mu struct {
 		sync.Mutex
@@ -63,7 +66,9 @@ type table interface {
 
 var _ table = (*estargz.TOC)(nil)
 
-func newWindows(toc table, limit int64) *windows { return &windows{toc: toc, limit: limit} }
+func newWindows(toc table, limit int64, wait func() time.Duration) *windows {
+	return &windows{toc: toc, limit: limit, wait: wait}
+}
 
 // span is a range of the blob.
 type span struct{ lo, hi int64 }
@@ -190,13 +195,17 @@ func (w *windows) isFree(n uint32, free func(estargz.Member) bool) bool {
 // growAround adds small files beside the one that is asked for.
 func (w *windows) growAround(v window, file uint32, free func(estargz.Member) bool) window {
 	after, before := w.side(v, true, free), w.side(v, false, free)
+	times := 1.0
+	if w.wait() >= farWait {
+		times = farTimes
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	h := &w.mu.habits
 	if dir, err := w.toc.Parent(file); err == nil {
 		h.asked(w.toc, dir, v.hi-v.lo)
 	}
-	na, nb := h.choose(w.toc, after, before)
+	na, nb := h.choose(w.toc, after, before, times)
 	for _, x := range slices.Concat(after[:na], before[:nb]) {
 		h.fetched(w.toc, x)
 	}

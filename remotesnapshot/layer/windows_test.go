@@ -69,7 +69,7 @@ type asker struct {
 }
 
 func newAsker(t *testing.T, r *recorded, limit int64) *asker {
-	return &asker{t, newWindows(r, limit), r, map[uint32]bool{}}
+	return &asker{t, newWindows(r, limit, near), r, map[uint32]bool{}}
 }
 
 func (a *asker) need(first, last uint32) span {

@@ -51,7 +51,8 @@ func (m *Manager) load(ctx context.Context) error {
 }
 
 // sweepLeases ends the leases of records that a process has not got to write before
-// it ended: nobody else would, and what they hold would stay for good.
+// it ended, and of those that it has not got to finalize: nobody else would, and what they
+// hold would stay for good.
 func (m *Manager) sweepLeases(ctx context.Context, items map[string]*metadata.StorageItem) error {
 	all, err := m.leases.List(ctx)
 	if err != nil {
@@ -60,13 +61,21 @@ func (m *Manager) sweepLeases(ctx context.Context, items map[string]*metadata.St
 	for _, l := range all {
 		id := leaseOwner(l.ID)
 		ours := l.Labels[labelFlat] != "" || id != l.ID
-		if !ours || !isRecordID(id) || items[id] != nil {
+		if !ours || !isRecordID(id) || items[id] != nil && !m.awaitsCommit(id) {
 			continue
 		}
-		bklog.G(ctx).Debugf("cache: lease %s of a record that was never written is ended", l.ID)
+		bklog.G(ctx).Debugf("cache: lease %s of a record that was not made is ended", l.ID)
 		m.unlease(ctx, l.ID)
 	}
 	return nil
+}
+
+// awaitsCommit says whether a record's snapshot is its mutable twin's still.
+func (m *Manager) awaitsCommit(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.mu.records[id]
+	return r != nil && !r.mutable && r.twin != nil
 }
 
 // recordIDLength is that of BuildKit's random identifiers, which are in base 36.

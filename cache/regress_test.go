@@ -375,6 +375,37 @@ func TestLeaseWithoutARecordEndsAtStart(t *testing.T) {
 	w.checkEmpty()
 }
 
+// TestLeaseOfACutCommit: the power went between the lease of a record and the commit of its
+// snapshot, which is the mutable record's still.
+func TestLeaseOfACutCommit(t *testing.T) {
+	w := newWorld(t, false)
+	mut, err := w.m.New(w.ctx(), nil, nil, bkcache.CachePolicyRetain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write(mut, "step")
+	step, err := mut.Commit(w.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := step.ID()
+	if err := w.m.ensureLease(w.ctx(), id, leaseOpts(flat), w.m.snapshotResource(id)); err != nil {
+		t.Fatal(err)
+	}
+	w.release(step)
+	w.restart()
+	again, err := w.m.Get(w.ctx(), id, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.(*immutableRef).twinNow() == nil {
+		t.Fatal("the record has no mutable twin")
+	}
+	w.release(again)
+	w.pruneAll()
+	w.checkEmpty()
+}
+
 // TestStepsOnAMergeOfADiff: such a merge is not known by its layers, and neither is
 // what stands on it, but all of it can be exported.
 func TestStepsOnAMergeOfADiff(t *testing.T) {

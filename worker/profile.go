@@ -23,7 +23,11 @@ type followed struct {
 func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mounts []executor.Mount, p executor.ProcessInfo, started chan<- struct{}) (_ resourcestypes.Recorder, err error) {
 	running, kill := context.WithCancelCause(ctx)
 	defer kill(nil)
-	step := e.fs.BeginStep(profile.StepDigest(p.Meta.Args, p.Meta.Cwd), func() { kill(errBroken) })
+	step := e.fs.BeginStep(lazyfs.StepOptions{
+		ID:     profile.StepDigest(p.Meta.Args, p.Meta.Cwd),
+		Files:  filesNamed(p.Meta),
+		Broken: func() { kill(errBroken) },
+	})
 	defer func() { step.End(err == nil) }()
 	rootfs.Src = followedMountable{rootfs.Src, step}
 	all := make([]executor.Mount, len(mounts))

@@ -1,7 +1,10 @@
 package layer
 
 import (
+	"bytes"
+	"context"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -129,6 +132,8 @@ func (l *Layer) follow(inode uint32, data []byte) {
 		l.followArchive(im, dir)
 	case strings.Contains(dir, "/include") && (ext == "" || strings.HasPrefix(ext, ".h") || ext == ".tcc" || ext == ".inl"):
 		l.followHeader(im, p, data)
+	case bytes.HasPrefix(data, []byte(linkerScript)):
+		followScript(im, data)
 	default:
 		name, arg := interpreter(data)
 		if name != "" {
@@ -149,6 +154,28 @@ func (im image) want(c clue, paths ...string) bool {
 		}
 	}
 	return false
+}
+
+// everywhere is what nearly every process reads at its start: who its user is, the shell, the
+// loader, and the C library.
+var everywhere = [][]string{
+	{"/etc/passwd"}, {"/etc/group"}, {"/bin/sh"},
+	{"/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib/ld-musl-x86_64.so.1", "/lib/ld-musl-aarch64.so.1"},
+	{"/lib/x86_64-linux-gnu/libc.so.6", "/lib/aarch64-linux-gnu/libc.so.6", "/lib64/libc.so.6"},
+}
+
+// Want wishes for files that a process in the layer's image will probably read soon: of
+// each the first path that there is, and what every process reads. It asks for nothing
+// when it has ended by ctx, and waits for no request.
+func (l *Layer) Want(ctx context.Context, files [][]string) {
+	im, release := l.image()
+	defer release()
+	for _, paths := range slices.Concat(everywhere, files) {
+		if ctx.Err() != nil {
+			return
+		}
+		im.want(byCommand, paths...)
+	}
 }
 
 // followProgram wishes for the loader and the libraries of a program, and for
@@ -185,6 +212,72 @@ func (l *Layer) followProgram(inode uint32, dir string) {
 	}
 	if p.interp != "" {
 		l.wishProgram(inode)
+		l.followDriver(im, inode)
+	}
+}
+
+// driverName matches what GCC's drivers are called: g++, x86_64-linux-gnu-gcc-12.
+var driverName = regexp.MustCompile(`^(?:[a-z0-9_]+-)*(gcc|g\+\+|cc|c\+\+)(?:-[0-9.]+)?$`)
+
+// maxVersions bounds the compilers that are looked at.
+const maxVersions = 4
+
+// followDriver wishes for what a compiler of GCC's runs and links, which its file does not
+// name where the loader looks: the compiler proper, assembler and linker, each of which
+// would be waited for when the one before it has ended.
+func (l *Layer) followDriver(im image, inode uint32) {
+	p, ok := l.pathOf(inode)
+	if !ok {
+		return
+	}
+	match := driverName.FindStringSubmatch(path.Base(p))
+	if match == nil {
+		return
+	}
+	prefix := path.Dir(path.Dir(p))
+	proper, plus := "cc1", strings.HasSuffix(match[1], "++")
+	if plus {
+		proper = "cc1plus"
+	}
+	for _, name := range []string{"as", "ld"} {
+		im.want(byDriver, prefix+"/bin/"+name)
+	}
+	for _, lib := range []string{"/libexec/gcc", "/lib/gcc"} {
+		machines, ok := im.find(prefix + lib)
+		if !ok {
+			continue
+		}
+		for _, machine := range machines.names(maxVersions) {
+			versions, ok := im.find(path.Join(prefix, lib, machine))
+			if !ok {
+				continue
+			}
+			for _, version := range versions.names(maxVersions) {
+				dir := path.Join(prefix, lib, machine, version)
+				for _, name := range []string{proper, "collect2", "liblto_plugin.so", "crtbeginS.o", "crtendS.o", "libgcc.a", "libgcc_s.so"} {
+					im.want(byDriver, dir+"/"+name)
+				}
+				if plus {
+					im.want(byDriver, dir+"/libstdc++.so")
+				}
+			}
+			for _, name := range []string{"Scrt1.o", "crti.o", "crtn.o", "libc.so", "libm.so"} {
+				im.want(byDriver, path.Join("/usr/lib", machine, name), path.Join(prefix, "lib", name))
+			}
+		}
+	}
+}
+
+// linkerScript begins a library that is a text, which names others.
+const linkerScript = "/* GNU ld script"
+
+// followScript wishes for what a linker's script names.
+func followScript(im image, data []byte) {
+	words := bytes.Fields(data[:min(len(data), 4<<10)])
+	for _, w := range words[:min(len(words), 256)] {
+		if len(w) < 256 && bytes.HasPrefix(w, []byte("/")) && !bytes.HasPrefix(w, []byte("/*")) {
+			im.want(byDriver, string(w))
+		}
 	}
 }
 

@@ -37,6 +37,9 @@ const (
 	asideSize = 64 << 10
 	// asideCount bounds the members that are looked at on each side.
 	asideCount = 512
+	// wholeFrom: of a larger file than a window the rest is fetched when one part in so many
+	// is there, or on its way.
+	wholeFrom = 3
 	// maxParts: of a file of more members none is fetched ahead here.
 	maxParts = 1024
 )
@@ -145,10 +148,11 @@ func (w *windows) parts(file uint32) (first, last uint32, ok bool) {
 // asked for. Of larger ones it may be a half: cc1plus was read as a whole,
 // libnode.so in nine parts of twelve, the data of libicu in three of eight. There
 // a window grows from a part beside one that was fetched before, and by as much
-// as has been fetched of the file: at worst it doubles that.
+// as has been fetched of the file: at worst it doubles that. Who wants more when a third
+// was fetched gets the rest, as far as it fits.
 func (w *windows) growInFile(v window, first, last uint32, free func(estargz.Member) bool) window {
 	forward, back, room := true, true, w.limit
-	if size, fetched := w.fetched(first, last, free); size > w.limit {
+	if size, fetched := w.fetched(first, last, free); size > w.limit && wholeFrom*fetched < size {
 		forward = v.first > first && !w.isFree(v.first-1, free)
 		back = v.last < last && !w.isFree(v.last+1, free)
 		room = min(room, fetched+2*(v.hi-v.lo))

@@ -36,6 +36,8 @@ const (
 	bySource              // the source beside a compiled module
 	byPackage             // a package of sources
 	byHabit               // what every container reads
+	byCommand             // what a command line names
+	byDriver              // what a compiler runs and links
 	clues
 )
 
@@ -49,6 +51,8 @@ var allowance = [clues]int64{
 	bySource:  256 << 10,
 	byPackage: 8 << 20,
 	byHabit:   1 << 20,
+	byCommand: 16 << 20,
+	byDriver:  6 << 20,
 }
 
 // wish is a file, or parts of it.

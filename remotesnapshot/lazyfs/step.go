@@ -16,10 +16,9 @@ import (
 // read of them when it ran before is fetched ahead. Safe for concurrent use.
 type Step struct {
 	fs     *FS
-	id     digest.Digest
+	opts   StepOptions
 	ctx    context.Context // ends with End
 	cancel context.CancelFunc
-	broken func()
 
 	mu    sync.Mutex
 	ended bool
@@ -33,11 +32,22 @@ type use struct {
 	recording *layer.Recording
 }
 
-// BeginStep begins to follow a step, which profile.StepDigest names. End it. broken is
-// called when a read has failed, see ReadError, that only this step can have asked
-// for: there is no use in going on. It may be called more than once, and must not block.
-func (fs *FS) BeginStep(id digest.Digest, broken func()) *Step {
-	s := &Step{fs: fs, id: id, broken: broken}
+// StepOptions describe a step.
+type StepOptions struct {
+	// ID is what profile.StepDigest returns.
+	ID digest.Digest
+	// Files are those that the step will probably read, where nothing is known of it by a
+	// profile: of each the paths where it may lie, in their order.
+	Files [][]string
+	// Broken is called when a read has failed, see Step.ReadError, that only this step can
+	// have asked for: there is no use in going on. It may be called more than once, and
+	// must not block. Required.
+	Broken func()
+}
+
+// BeginStep begins to follow a step. End it.
+func (fs *FS) BeginStep(opts StepOptions) *Step {
+	s := &Step{fs: fs, opts: opts}
 	s.ctx, s.cancel = context.WithCancel(fs.ctx)
 	return s
 }
@@ -52,8 +62,18 @@ func (s *Step) Reads(layers []digest.Digest) {
 	for _, dgst := range layers {
 		added = append(added, s.add(s.fs.entriesOf(dgst))...)
 	}
-	if len(added) > 0 && s.fs.profiles != nil {
-		s.fs.inBackground(func() { s.replay(added) })
+	if len(added) > 0 {
+		s.fs.inBackground(func() { s.ahead(added) })
+	}
+}
+
+// ahead fetches what the step has read before of layers, or else what it names.
+func (s *Step) ahead(uses []use) {
+	if s.fs.profiles != nil && s.replay(uses) {
+		return
+	}
+	for _, u := range uses {
+		u.layer.Want(s.ctx, s.opts.Files)
 	}
 }
 
@@ -71,22 +91,23 @@ func (s *Step) add(entries []*entry) (added []use) {
 		}
 		s.fs.retain(e)
 		rec := l.Record()
-		rec.WhenFailed(s.broken)
+		rec.WhenFailed(s.opts.Broken)
 		added = append(added, use{e, l, rec})
 	}
 	s.uses = append(s.uses, added...)
 	return added
 }
 
-// replay fetches what the step has read before of layers.
-func (s *Step) replay(uses []use) {
+// replay fetches what the step has read before of layers; false when that is not known.
+func (s *Step) replay(uses []use) (known bool) {
 	var wanted []profile.Wanted
 	for _, u := range uses {
-		ranges, err := s.fs.profiles.Get(u.entry.key.blob, s.id)
+		ranges, err := s.fs.profiles.Get(u.entry.key.blob, s.opts.ID)
 		if err != nil {
 			s.fs.opts.OnError(err)
 			continue
 		}
+		known = known || len(ranges) > 0
 		ranges = slices.DeleteFunc(ranges, func(r profile.Range) bool { return u.layer.Has(r.Off, r.Len) })
 		wanted = append(wanted, profile.Wanted{Layer: u.entry.key.blob, Ranges: ranges})
 	}
@@ -103,6 +124,7 @@ func (s *Step) replay(uses []use) {
 	for _, u := range uses {
 		u.layer.Replay(s.ctx, of[u.entry.key.blob], order[u.entry.key.blob])
 	}
+	return known
 }
 
 // ReadError says why files of layers could not be read while the step ran, and which
@@ -161,7 +183,7 @@ func (s *Step) End(completed bool) {
 		for i, u := range uses {
 			// A blob that is two layers, by two TOCs, has one profile.
 			blob := u.entry.key.blob
-			if err := s.fs.profiles.Put(blob, s.id, read[i], whole[i] && completed && !put[blob]); err != nil {
+			if err := s.fs.profiles.Put(blob, s.opts.ID, read[i], whole[i] && completed && !put[blob]); err != nil {
 				s.fs.opts.OnError(err)
 			}
 			put[blob] = true

@@ -23,7 +23,7 @@ var (
 
 // begin starts a step that may read the layers of srcs.
 func (w *world) begin(step digest.Digest, srcs ...remotesnapshot.Source) *Step {
-	s := w.BeginStep(step, func() {})
+	s := w.BeginStep(StepOptions{ID: step, Broken: func() {}})
 	var layers []digest.Digest
 	for _, src := range srcs {
 		layers = append(layers, src.Digest)

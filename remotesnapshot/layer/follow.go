@@ -6,9 +6,12 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lazykit/lazykit/estargz"
 )
@@ -212,8 +215,57 @@ func (l *Layer) followProgram(inode uint32, dir string) {
 	}
 	if p.interp != "" {
 		l.wishProgram(inode)
-		l.followDriver(im, inode)
 	}
+	l.followKnown(im, inode)
+}
+
+// followKnown wishes for what some programs and libraries read that do not name it where
+// the loader looks.
+func (l *Layer) followKnown(im image, inode uint32) {
+	p, ok := l.pathOf(inode)
+	if !ok {
+		return
+	}
+	name := path.Base(p)
+	if match := driverName.FindStringSubmatch(name); match != nil {
+		im.wantDriven(path.Dir(path.Dir(p)), strings.HasSuffix(match[1], "++"))
+	}
+	if match := pythonName.FindStringSubmatch(name); match != nil {
+		l.startPython(im, path.Dir(path.Dir(p)), match[1])
+	}
+	if strings.HasPrefix(name, "libcrypto.so.") {
+		im.want(byHabit, "/etc/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf")
+	}
+}
+
+// pythonName matches an interpreter, and its minor version.
+var pythonName = regexp.MustCompile(`^python3\.([0-9]{1,3})$`)
+
+// startPython wishes for what an interpreter of Python 3 reads before the first line of a
+// program, and notes where it looks for modules.
+func (l *Layer) startPython(im image, prefix, minor string) {
+	version, tag := "python3."+minor, "cpython-3"+minor
+	lib := prefix + "/lib/" + version
+	l.python.Lock()
+	l.python.tag = tag
+	for _, d := range []string{lib, prefix + "/lib/python3/dist-packages", "/usr/local/lib/" + version + "/dist-packages", lib + "/site-packages"} {
+		if at, ok := im.find(d); ok && at.mode == unix.S_IFDIR && !slices.Contains(l.python.roots, d) && len(l.python.roots) < maxRoots {
+			l.python.roots = append(l.python.roots, d)
+		}
+	}
+	l.python.Unlock()
+	modules := []string{"encodings", "encodings/aliases", "encodings/utf_8", "sitecustomize"}
+	if n, err := strconv.Atoi(minor); err == nil && n < 11 { // part of the interpreter since then
+		modules = append(modules, "codecs", "io", "abc", "site", "os", "stat", "posixpath", "genericpath", "_collections_abc", "_sitebuiltins")
+	}
+	for _, m := range modules {
+		im.wantModule(lib+"/"+m, tag)
+	}
+	for _, t := range triplets {
+		im.want(byHabit, "/usr/lib/"+t.name+"/gconv/gconv-modules.cache")
+	}
+	im.want(byHabit, "/usr/lib/locale/C.utf8/LC_CTYPE")
+	im.want(byHabit, "/etc/localtime")
 }
 
 // driverName matches what GCC's drivers are called: g++, x86_64-linux-gnu-gcc-12.
@@ -222,20 +274,11 @@ var driverName = regexp.MustCompile(`^(?:[a-z0-9_]+-)*(gcc|g\+\+|cc|c\+\+)(?:-[0
 // maxVersions bounds the compilers that are looked at.
 const maxVersions = 4
 
-// followDriver wishes for what a compiler of GCC's runs and links, which its file does not
-// name where the loader looks: the compiler proper, assembler and linker, each of which
-// would be waited for when the one before it has ended.
-func (l *Layer) followDriver(im image, inode uint32) {
-	p, ok := l.pathOf(inode)
-	if !ok {
-		return
-	}
-	match := driverName.FindStringSubmatch(path.Base(p))
-	if match == nil {
-		return
-	}
-	prefix := path.Dir(path.Dir(p))
-	proper, plus := "cc1", strings.HasSuffix(match[1], "++")
+// wantDriven wishes for what a compiler of GCC's below prefix runs and links: the compiler
+// proper, the assembler, the linker, each of which would be waited for when the one before
+// it has ended. plus: for C++.
+func (im image) wantDriven(prefix string, plus bool) {
+	proper := "cc1"
 	if plus {
 		proper = "cc1plus"
 	}

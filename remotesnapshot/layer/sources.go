@@ -66,7 +66,8 @@ type module struct {
 }
 
 // imported lists the modules that a source of Python imports when it is imported
-// itself: at the top, or on trial, but not within a function or a condition. What
+// itself: at the top, on trial, or where a condition does not hold, as packages do that
+// build themselves by the same file, but not within a function. What
 // follows "from a import" may be names of a or modules in it.
 func imported(data []byte) (modules []module) {
 	add := func(up int, dotted string) {
@@ -81,7 +82,7 @@ func imported(data []byte) (modules []module) {
 		case len(verb) == 0, indented && !trial:
 			return true
 		case !indented:
-			trial = string(verb) == "try:"
+			trial = string(verb) == "try:" || string(verb) == "else:"
 		}
 		line, _, _ = bytes.Cut(rest, []byte("#"))
 		switch string(verb) {

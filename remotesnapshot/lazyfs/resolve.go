@@ -157,12 +157,12 @@ func (fs *FS) resolveAhead(srcs []remotesnapshot.Source) {
 	}
 }
 
+// firstReads is how many requests a step begins with of which nothing is known.
+const firstReads = 8
+
 // expectSteps has connections made, while layers are resolved, for the step that reads the
 // most of an image of theirs, as far as profiles know it: it may be the next one.
 func (fs *FS) expectSteps(srcs []remotesnapshot.Source) {
-	if fs.profiles == nil {
-		return
-	}
 	for _, src := range srcs {
 		layers := src.Neighbours
 		if len(layers) == 0 {
@@ -172,9 +172,9 @@ func (fs *FS) expectSteps(srcs []remotesnapshot.Source) {
 			continue // what is known of it was fetched before, mostly
 		}
 		fs.inBackground(func() {
-			n := fs.profiles.Requests(layers...)
-			if n == 0 {
-				return
+			n := firstReads
+			if fs.profiles != nil {
+				n = max(n, fs.profiles.Requests(layers...))
 			}
 			b, err := fs.openBlob(src.Digest, src.Reference)
 			if err != nil {

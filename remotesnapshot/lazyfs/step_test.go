@@ -1,6 +1,7 @@
 package lazyfs
 
 import (
+	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -93,23 +94,29 @@ func TestStepIsExpected(t *testing.T) {
 		require.Equal(t, host, u.Host)
 		expected <- n
 	}
-	top := push(reg, "app:latest", layerOf(t, 1, "a", "b", "c", "d", "e", "f"))
+	var names []string // every other one is read
+	for i := range 20 {
+		names = append(names, fmt.Sprintf("f%02d", i))
+	}
+	top := push(reg, "app:latest", layerOf(t, 1, names...))
 	bottom := push(reg, "app:latest", layerOf(t, 50, "a", "b", "c"))
 	bottom.Neighbours = []digest.Digest{bottom.Digest, top.Digest}
 	w := start(t, opts, reg)
 	dir, _ := w.resolved(top)
 	low, _ := w.resolved(bottom)
 	s := w.begin(stepOne, top, bottom)
-	check(t, dir, "a", contents(1, 0))
-	check(t, dir, "e", contents(1, 4))
+	for i := 0; i < len(names); i += 2 {
+		check(t, dir, names[i], contents(1, i))
+	}
 	check(t, low, "b", contents(50, 1))
 	s.End(true)
 	require.NoError(t, w.Close()) // it waits for the profile, and for who is told
-	require.Empty(t, expected)
+	require.Equal(t, firstReads, <-expected)
+	require.Empty(t, expected, "the layer above is open")
 
 	other := start(t, opts, reg)
 	require.NoError(t, other.Resolve(t.Context(), bottom)[0])
-	require.Equal(t, 3, <-expected)
+	require.Equal(t, 1+len(names)/2, <-expected)
 	require.NoError(t, other.Resolve(t.Context(), bottom)[0])
 	require.NoError(t, other.Close())
 	require.Empty(t, expected, "a layer that is open was read before")

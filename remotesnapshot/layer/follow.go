@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -618,11 +617,11 @@ func includeDirs(im image, p string) (dirs []string) {
 // when it has none, or nothing is to come of it.
 func (l *Layer) firstChunk(f *flight, chunks map[uint32]*buffer) *buffer {
 	b := chunks[f.want]
-	if b == nil || l.known.Load() > 0 || time.Since(time.Unix(0, l.scanned.Load())) < walkPause { // who reads everything needs no clues
+	if b == nil || l.known.Load() > 0 || l.blob.Local() || l.pool.opts.Window <= 0 {
 		return nil
 	}
 	inode, err := l.toc.MemberFile(f.member)
-	if err != nil || l.blob.Local() || l.pool.opts.Window <= 0 {
+	if err != nil || l.isScanned(inode) { // who reads everything needs no clues
 		return nil
 	}
 	if c, _, err := l.toc.FileChunks(inode); err != nil || c != f.want {

@@ -48,6 +48,8 @@ type Layer struct {
 	walks    walks
 	scanning atomic.Bool  // what fetches ahead of scans is under way
 	scanned  atomic.Int64 // when a scan read last, Unix nanoseconds
+	// scannedRoot is the directory that it goes through.
+	scannedRoot atomic.Uint32
 	// scannedBytes is what that scan has passed.
 	scannedBytes atomic.Int64
 	unpacking    atomic.Int32 // goroutines that decompress ahead of them

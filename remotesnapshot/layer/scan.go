@@ -42,12 +42,22 @@ func (l *Layer) watch(inode uint32, off int64) {
 		return
 	}
 	l.scanned.Store(now.UnixNano())
+	l.scannedRoot.Store(x.root)
 	l.scannedBytes.Store(x.ran)
 	l.pool.scanned.Store(now.UnixNano())
 	l.unpackAhead(x)
 	if l.walks.hungry(x) {
 		l.fetchScans()
 	}
+}
+
+// isScanned says whether a file lies where a scan goes through.
+func (l *Layer) isScanned(inode uint32) bool {
+	if time.Since(time.Unix(0, l.scanned.Load())) >= walkPause {
+		return false
+	}
+	dir, err := l.toc.Parent(inode)
+	return err == nil && within(l.toc, l.scannedRoot.Load(), dir)
 }
 
 // besideScan returns how many bytes a scan has passed that reads another layer of the

@@ -379,15 +379,12 @@ type dataRun struct {
 	data []byte
 }
 
+// storeDirect is the least that is stored without being collected.
+const storeDirect = 128 << 10
+
 // add appends bytes at off; with the end of a file its last block is filled up.
 func (r *dataRun) add(off int64, data []byte, end bool) bool {
-	for len(data) > storeMost { // a small part, mostly
-		if !r.add(off, data[:storeMost], false) {
-			return false
-		}
-		off, data = off+storeMost, data[storeMost:]
-	}
-	if off != r.off+int64(len(r.data)) || len(r.data)+len(data) > storeMost {
+	if off != r.off+int64(len(r.data)) || len(r.data)+min(len(data), storeDirect) > storeMost {
 		if !r.flush() {
 			return false
 		}
@@ -397,6 +394,23 @@ func (r *dataRun) add(off int64, data []byte, end bool) bool {
 			return true
 		}
 		r.off, data = off+skip, data[skip:]
+	}
+	if len(data) >= storeDirect {
+		fill := min((blockSize-len(r.data)%blockSize)%blockSize, len(data))
+		r.data = append(r.data, data[:fill]...)
+		data = data[fill:]
+		next := r.off + int64(len(r.data))
+		if !r.flush() {
+			return false
+		}
+		r.off = next
+		for len(data) >= blockSize {
+			n := min(len(data)/blockSize*blockSize, storeMost)
+			if !r.d.notifyStore(nodeID(r.d.number, estargz.Root), r.off, data[:n]) {
+				return false
+			}
+			r.off, data = r.off+int64(n), data[n:]
+		}
 	}
 	r.data = append(r.data, data...)
 	if end {

@@ -26,11 +26,12 @@ func (l *Layer) SetTaker(t Taker) {
 }
 
 // A scan of which everything is given away would be seen no more. So one member in
-// markEvery is not given, nor are large ones, which their first read brings as a whole:
-// they are the marks by which a walk is followed.
+// markEvery is not given, and of large ones, which their first read brings as a whole, one
+// in markLarge: they are the marks by which a walk is followed.
 const (
 	markEvery = 32
-	markSize  = 256 << 10 // compressed bytes
+	markLarge = 8
+	largeSize = 256 << 10 // compressed bytes
 
 	// leastGiven, mostGiven and givenMembers bound what is ahead of a walk, as
 	// unpackBytes and unpackMembers do where it is kept in the cache. Between them it is
@@ -46,11 +47,12 @@ func (x *walk) givenBytes() int64 { return min(max(leastGiven, givenRatio*x.ran)
 // isMark says whether a read of member n comes here although others near it were given
 // away.
 func isMark(toc table, n uint32) bool {
-	if n%markEvery == 0 {
-		return true
-	}
+	return n%markEvery == 0 || n%markLarge == 0 && isLarge(toc, n)
+}
+
+func isLarge(toc table, n uint32) bool {
 	m, err := toc.Member(n)
-	return err != nil || m.Size >= markSize
+	return err != nil || m.Size >= largeSize
 }
 
 // given knows which members were given away, whoever will come to them: a bit for each, of

@@ -21,7 +21,7 @@ func givenFiles(t *testing.T) (built, []file) {
 			files = append(files, file{fmt.Sprintf("d%03d/f%02d", i, k), noise(uint64(i*100+k), 500)})
 		}
 		if i%50 == 30 {
-			files = append(files, file{fmt.Sprintf("d%03d/z", i), noise(uint64(i), markSize+1000)})
+			files = append(files, file{fmt.Sprintf("d%03d/z", i), noise(uint64(i), largeSize+1000)})
 		}
 	}
 	return build(t, estargz.FormatEStargz, files), files

@@ -46,6 +46,10 @@ func (l *Layer) unpackBatches() {
 			return
 		}
 		for n := from; n < to; n++ {
+			// The cache would have forgotten a large one when its reader comes.
+			if g != nil && isMark(l.toc, n) && isLarge(l.toc, n) {
+				continue
+			}
 			done, here := l.unpackMember(n)
 			if done {
 				g.add(n)

@@ -301,6 +301,55 @@ func TestImageStoresAround(t *testing.T) {
 	}
 }
 
+// TestImageStoresAhead: files of many sizes, cut anywhere, as a blob has them: what is read
+// afterwards is the files, and nothing is asked for.
+func TestImageStoresAhead(t *testing.T) {
+	body := pattern(5 << 20)
+	for seed := range uint64(6) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		var entries []ft.Entry
+		var sizes []int
+		for i := range 40 {
+			n := []int{rnd.IntN(5000), rnd.IntN(200_000), 4096 * rnd.IntN(60), rnd.IntN(3 << 20)}[rnd.IntN(4)]
+			sizes = append(sizes, n)
+			entries = append(entries, ft.File(fmt.Sprintf("f%02d", i), 0o644, body[:n]))
+		}
+		c := ft.Layer(t, ft.Tar(t, entries...))
+		s := newServer(t, fuse.Options{Images: true})
+		d := addImage(t, s, c)
+		var parts []fuse.Part
+		for i, n := range sizes {
+			inode := inodeOf(t, c.TOC(), fmt.Sprintf("f%02d", i))
+			for off := 0; off < n; {
+				m := min(n-off, 4096*(1+rnd.IntN(600))) // chunks begin at blocks, as eStargz' do
+				parts = append(parts, fuse.Part{Inode: inode, Off: int64(off), Data: []byte(body[off : off+m])})
+				off += m
+			}
+		}
+		for len(parts) > 0 {
+			k := min(len(parts), 1+rnd.IntN(10))
+			require.True(t, d.StoreAhead(parts[:k]))
+			parts = parts[k:]
+		}
+		sent := messages(s, func() {
+			for i, n := range sizes {
+				got, err := os.ReadFile(filepath.Join(d.Path(), fmt.Sprintf("f%02d", i)))
+				require.NoError(t, err)
+				require.True(t, string(got) == body[:n], "file %d of %d bytes, seed %d", i, n, seed)
+			}
+		})
+		require.Zero(t, sent["READ"], "seed %d", seed)
+	}
+}
+
+// inodeOf looks a file in the root up.
+func inodeOf(t *testing.T, toc *estargz.TOC, name string) uint32 {
+	t.Helper()
+	i, err := toc.Lookup(estargz.Root, []byte(name))
+	require.NoError(t, err)
+	return i
+}
+
 func TestImageManyReaders(t *testing.T) {
 	s := newServer(t, fuse.Options{Images: true})
 	var entries []ft.Entry

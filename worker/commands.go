@@ -98,7 +98,7 @@ func (n *namer) program(name string) {
 
 // plausible says whether it may be a file's name.
 func plausible(name string) bool {
-	return name != "" && len(name) < 256 && !strings.ContainsAny(name, "\x00\n*?[")
+	return name != "" && len(name) < 256 && name[0] != '-' && !strings.ContainsAny(name, "\x00\n*?[")
 }
 
 // arguments adds paths.

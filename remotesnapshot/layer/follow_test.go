@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -113,6 +114,7 @@ func TestFollowSources(t *testing.T) {
 	const py = "usr/lib/python3.11/"
 	const inc = "usr/include/c++/12/"
 	const src = "usr/local/go/src/"
+	const gcc = "usr/lib/gcc/x86_64-linux-gnu/12/"
 	for _, tc := range []struct {
 		name    string
 		read    string
@@ -149,6 +151,44 @@ func TestFollowSources(t *testing.T) {
 				alone("etc/passwd", ""), alone("etc/group", ""), alone("etc/shadow", ""),
 				alone("bin/dash", ""), estargztest.Symlink("bin/sh", "dash"),
 			}},
+		{"conditions", py + "p/__init__.py", []string{py + "p/q.py", py + "p/r.py"}, []string{py + "p/s.py", py + "p/t.py"},
+			[]estargztest.Entry{
+				alone(py+"p/__init__.py", "if X:\n    from . import s\nelse:\n    from . import q\ntry:\n    from . import r\nexcept E:\n    from . import t\n"),
+				alone(py+"p/q.py", ""), alone(py+"p/r.py", ""), alone(py+"p/s.py", ""), alone(py+"p/t.py", ""),
+			}},
+		{"interpreter", "usr/bin/python3.9",
+			[]string{
+				"usr/lib/python3.9/encodings/__init__.py", "usr/lib/python3.9/encodings/__pycache__/__init__.cpython-39.pyc", "usr/lib/python3.9/os.py",
+				"usr/lib/locale/C.utf8/LC_CTYPE", "usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache",
+			},
+			[]string{"usr/lib/python3.9/json.py"},
+			[]estargztest.Entry{
+				alone("usr/bin/python3.9", string(elf("/lib/ld.so", ""))),
+				alone("usr/lib/python3.9/encodings/__init__.py", ""), alone("usr/lib/python3.9/encodings/__pycache__/__init__.cpython-39.pyc", ""),
+				alone("usr/lib/python3.9/os.py", ""), alone("usr/lib/python3.9/json.py", ""),
+				alone("usr/lib/locale/C.utf8/LC_CTYPE", ""), alone("usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache", ""),
+			}},
+		{"compiler", "usr/bin/x86_64-linux-gnu-g++-12",
+			[]string{gcc + "cc1plus", gcc + "collect2", gcc + "libgcc.a", "usr/bin/x86_64-linux-gnu-as", "usr/lib/x86_64-linux-gnu/Scrt1.o", "usr/lib/x86_64-linux-gnu/libc.so"},
+			[]string{gcc + "cc1"},
+			[]estargztest.Entry{
+				alone("usr/bin/x86_64-linux-gnu-g++-12", string(elf("/lib/ld.so", ""))),
+				alone(gcc+"cc1", ""), alone(gcc+"cc1plus", ""), alone(gcc+"collect2", ""), alone(gcc+"libgcc.a", ""),
+				estargztest.Symlink("usr/bin/as", "x86_64-linux-gnu-as"), alone("usr/bin/x86_64-linux-gnu-as", ""),
+				alone("usr/lib/x86_64-linux-gnu/Scrt1.o", ""), alone("usr/lib/x86_64-linux-gnu/libc.so", ""),
+			}},
+		{"compiler of its own", "usr/local/bin/gcc", []string{"usr/local/libexec/gcc/m/13/cc1"}, []string{"usr/local/libexec/gcc/m/13/cc1plus"},
+			[]estargztest.Entry{
+				alone("usr/local/bin/gcc", string(elf("/lib/ld.so", ""))),
+				alone("usr/local/libexec/gcc/m/13/cc1", ""), alone("usr/local/libexec/gcc/m/13/cc1plus", ""),
+			}},
+		{"linker's script", "usr/lib/libm.so", []string{"lib/libm.so.6", "lib/libmvec.so.1"}, []string{"lib/other"},
+			[]estargztest.Entry{
+				alone("usr/lib/libm.so", "/* GNU ld script\n*/\nGROUP ( /lib/libm.so.6  AS_NEEDED ( /lib/libmvec.so.1 ) )\n"),
+				alone("lib/libm.so.6", ""), alone("lib/libmvec.so.1", ""), alone("lib/other", ""),
+			}},
+		{"configuration", "usr/lib/libcrypto.so.3", []string{"etc/ssl/openssl.cnf"}, nil,
+			[]estargztest.Entry{alone("usr/lib/libcrypto.so.3", string(elf("", ""))), alone("etc/ssl/openssl.cnf", "")}},
 		{"script", "bin/x", []string{"usr/bin/perl", "usr/bin/env"}, nil,
 			[]estargztest.Entry{alone("bin/x", "#!/usr/bin/env perl\n"), alone("usr/bin/perl", ""), alone("usr/bin/env", "")}},
 	} {
@@ -162,6 +202,29 @@ func TestFollowSources(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A step begins with what its command line names, in any layer of the image, and with what
+// that needs; nobody waits.
+func TestWant(t *testing.T) {
+	const lib = "usr/lib/x86_64-linux-gnu/"
+	image := openImage(t,
+		[]estargztest.Entry{
+			alone("etc/passwd", ""), alone("etc/group", ""), alone("bin/dash", string(elf("/lib64/ld-linux-x86-64.so.2", "", "libc.so.6"))),
+			estargztest.Symlink("bin/sh", "dash"), alone("lib64/ld-linux-x86-64.so.2", ""), alone(lib+"libc.so.6", string(elf("", ""))),
+			estargztest.Symlink("lib", "usr/lib"), alone(lib+"libz.so.1", string(elf("", ""))), alone("bin/other", ""),
+		},
+		[]estargztest.Entry{alone("usr/bin/tool", string(elf("/lib64/ld-linux-x86-64.so.2", "", "libz.so.1"))), alone("data", "")})
+	image[1].Want(t.Context(), [][]string{{"/usr/local/bin/tool", "/usr/bin/tool", "/bin/other"}, {"/missing"}, {"/data"}, {"/usr"}})
+	image[1].come(0, "usr/bin/tool", "data")
+	image[0].come(0, "etc/passwd", "etc/group", "bin/dash", "lib64/ld-linux-x86-64.so.2", lib+"libc.so.6", lib+"libz.so.1")
+	require.False(t, image[0].has("bin/other"))
+
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	image = openImage(t, []estargztest.Entry{alone("etc/passwd", "")})
+	image[0].Want(ended, [][]string{{"/etc/passwd"}})
+	require.Empty(t, image[0].blob.requests())
 }
 
 func TestFollowArchives(t *testing.T) {

@@ -36,6 +36,8 @@ func (b built) open(t testing.TB, opts Options) *opened {
 	l := Open(pool, fake, toc)
 	t.Cleanup(func() {
 		l.Close()
+		// Another layer of its image may hold it for a moment.
+		eventually(t, "the blob is closed", func() bool { return fake.closes() > 0 })
 		require.Equal(t, 1, fake.closes(), "the blob is closed once")
 		require.Zero(t, pool.cache.bytes(), "the cache forgets a closed layer")
 		pool.Close()

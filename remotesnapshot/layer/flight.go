@@ -348,7 +348,16 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	last, hi := l.span(f, m)
 	off, size, done := l.windows.plan(f.member, last, span{m.Offset, hi}, l.blob.Present)
 	begun := time.Now()
-	stop := l.startWindow(off, size, done)
+	// Bytes come in their order: what lies far before the member would be waited for.
+	first := off
+	if m.Offset-off >= splitBefore {
+		first = m.Offset
+	}
+	stop := l.startWindow(first, off+size-first, done)
+	if first > off {
+		stopRest, stopFirst := l.startWindow(off, first-off, func() {}), stop
+		stop = func() { stopFirst(); stopRest() }
+	}
 	if l.known.Load() <= 0 {
 		l.followMember(f.member)
 	}
@@ -359,6 +368,9 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	l.missed(time.Since(begun))
 	return err
 }
+
+// splitBefore is how many bytes before a member that is waited for get a request of their own.
+const splitBefore = 1 << 20
 
 func (l *Layer) nobodyWaits(f *flight) bool {
 	l.flights.Lock()

@@ -2,11 +2,13 @@ package layer
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazykit/lazykit/estargz"
+	"github.com/lazykit/lazykit/estargz/estargztest"
 )
 
 // A tree is described by its files, in the order of the blob: paths and the sizes
@@ -290,4 +292,34 @@ func TestHabitsAreBounded(t *testing.T) {
 		require.LessOrEqual(t, len(a.mu.habits.dirs), habitDirs+asideCount*2+2)
 		require.LessOrEqual(t, len(a.mu.habits.asides), habitAsides+asideCount*2)
 	}
+}
+
+// The rest of a large file comes when a third of it was read, in two requests: nobody waits
+// for what lies before the part that is wanted.
+func TestRestOfALargeFile(t *testing.T) {
+	const part = 1 << 20
+	l := estargztest.Build(t, estargztest.Options{Format: estargz.FormatEStargz, ChunkSize: part, Level: 1},
+		estargztest.File("large", noise(1, 11*part)), alone("last", ""))
+	hints, err := estargz.ParseHints(l.Annotations)
+	require.NoError(t, err)
+	o := built{l.Blob, hints}.open(t, Options{})
+	at := func(n int64) int64 { return o.member("large", n*part).Offset }
+	read := func(n int64) (asked []span) {
+		o.blob.forget()
+		_, err := o.read(t.Context(), "large", n*part, 1)
+		require.NoError(t, err)
+		for _, r := range o.blob.requests() {
+			if s := (span{r.off, r.off + r.size}); !slices.Contains(asked, s) && r.size > part/2 {
+				asked = append(asked, s)
+			}
+		}
+		return asked
+	}
+	require.Contains(t, read(0), span{at(0), at(1)})
+	require.Contains(t, read(1), span{at(1), at(4)}, "twice what it needs, and as much as was fetched")
+	eventually(t, "the window has come", func() bool { return o.blob.Present(at(0), at(4)-at(0)) })
+	asked := read(9)
+	end := o.member("large", 11*part-1)
+	require.Contains(t, asked, span{at(9), end.Offset + end.Size})
+	eventually(t, "the rest", func() bool { return o.blob.Present(at(5), at(9)-at(5)) })
 }

@@ -76,6 +76,31 @@ func TestPutAndGet(t *testing.T) {
 	require.Empty(t, got)
 }
 
+func TestRequests(t *testing.T) {
+	s := open(t)
+	require.Zero(t, s.Requests(layerA, layerB))
+	far := func(n int) (ranges []Range) {
+		for i := range n {
+			ranges = append(ranges, Range{int64(i) << 24, 1000})
+		}
+		return ranges
+	}
+	require.NoError(t, s.Put(layerA, stepA, far(5), true))
+	require.NoError(t, s.Put(layerB, stepA, far(7), true))
+	require.NoError(t, s.Put(layerB, stepB, far(9), true))
+	require.Equal(t, 5, s.Requests(layerA))
+	require.Equal(t, 9, s.Requests(layerB))
+	require.Equal(t, 12, s.Requests(layerA, layerB), "a step reads both")
+	require.NoError(t, s.Put(layerA, stepB, []Range{{0, 1}}, true))
+	require.Equal(t, 12, s.Requests(layerA, layerB))
+	require.NoError(t, os.WriteFile(s.path(layerA), []byte("{"), 0o600))
+	require.Equal(t, 9, s.Requests(layerA, layerB), "what is damaged counts for nothing")
+	for i := range recentSteps {
+		require.NoError(t, s.Put(layerB, StepDigest([]string{fmt.Sprint(i)}, "/"), far(2), true))
+	}
+	require.Equal(t, 2, s.Requests(layerB), "of steps that ran long ago nobody expects anything")
+}
+
 func TestBounds(t *testing.T) {
 	s := open(t)
 	for i := range MaxSteps + 3 {

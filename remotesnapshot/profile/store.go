@@ -69,13 +69,16 @@ func (s *Store) Get(layer, step digest.Digest) ([]Range, error) {
 	return l.step(step), nil
 }
 
-// Requests is how many requests a plan has for a step that is known to read layers, at
-// most. Files that are damaged count for nothing.
+// recentSteps is how many of a layer's steps Requests looks at, those that ran last.
+const recentSteps = 8
+
+// Requests is how many requests a plan has for a step that read layers lately, at most. Files
+// that are damaged count for nothing.
 func (s *Store) Requests(layers ...digest.Digest) (most int) {
 	steps := map[digest.Digest][]Wanted{}
 	for _, d := range layers {
 		if l, err := s.load(d); err == nil && l != nil {
-			for _, v := range l.Steps {
+			for _, v := range l.Steps[:min(len(l.Steps), recentSteps)] {
 				steps[v.Step] = append(steps[v.Step], Wanted{d, v.Ranges})
 			}
 		}

@@ -12,9 +12,9 @@ import (
 
 // Bounds of what is looked for in a command line.
 const (
-	maxScript = 64 << 10 // bytes; what follows is left out
-	maxNamed  = 64       // files
-	maxPaths  = 16       // directories of PATH
+	maxScript = 8 << 10 // bytes; what follows is left out. Nesting costs some kilobytes a byte
+	maxNamed  = 64      // files
+	maxPaths  = 16      // directories of PATH
 )
 
 // wrappers run the program that their arguments name.

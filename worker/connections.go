@@ -3,6 +3,8 @@ package worker
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"sync"
@@ -21,9 +23,14 @@ const (
 	// spareTime is how long a connection waits to be used. Servers end those sooner or
 	// later on which nothing is said.
 	spareTime = 5 * time.Second
-	// dialTime bounds a connection's making, TLS and all.
-	dialTime = 30 * time.Second
+	// dialTime and handshakeTime bound a connection's making.
+	dialTime      = 30 * time.Second
+	handshakeTime = 10 * time.Second
 )
+
+// errHandshake has the words by which a host is found to speak plain HTTP, see
+// docker.NewHTTPFallback, and those of http.Transport.
+var errHandshake = errors.New("TLS handshake timeout")
 
 // connections makes those of a transport, some of them before they are wanted: a new
 // one costs a round trip, with TLS two or three. Safe for concurrent use. Close it.
@@ -220,15 +227,21 @@ func (d *connections) connect(ctx context.Context, p place) (net.Conn, error) {
 		config.ServerName = host
 	}
 	t := tls.Client(c, config)
-	if err := t.HandshakeContext(ctx); err != nil {
+	hctx, end := context.WithTimeoutCause(ctx, handshakeTime, errHandshake)
+	defer end()
+	if err := t.HandshakeContext(hctx); err != nil {
 		c.Close()
+		if context.Cause(hctx) == errHandshake {
+			err = fmt.Errorf("connect to %s: %w", p.address, errHandshake)
+		}
 		return nil, err
 	}
 	return t, nil
 }
 
-// alive says whether the other side has not ended a connection on which nothing was said
-// yet, as far as is known here.
+// alive says whether nothing has happened on a connection, as far as is known here: no
+// server speaks first, but to say that it ends one, nor after a handshake that offered no
+// resumption.
 func alive(c net.Conn) bool {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
@@ -243,9 +256,9 @@ func alive(c net.Conn) bool {
 	}
 	ok = false
 	err = raw.Control(func(fd uintptr) {
-		var b [1]byte
-		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		ok = n > 0 || err == unix.EAGAIN || err == unix.EINTR // tickets of TLS may have come
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}
+		n, err := unix.Poll(poll, 0)
+		ok = n == 0 && (err == nil || err == unix.EINTR)
 	})
 	return ok && err == nil
 }

@@ -155,6 +155,42 @@ func TestSpareThatWasEndedIsNotUsed(t *testing.T) {
 	}, 10*time.Second, time.Millisecond)
 }
 
+// A server that ends a connection of TLS says so before; one of plain HTTP may say that it
+// has waited for too long.
+func TestSpareOnWhichSomethingWasSaid(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
+	defer srv.Close()
+	d := newConnections(&tls.Config{InsecureSkipVerify: true})
+	defer d.Close()
+	c := d.mustGet(t, place{srv.Listener.Addr().String(), true})
+	require.True(t, alive(c))
+	srv.CloseClientConnections()
+	require.Eventually(t, func() bool { return !alive(c) }, 10*time.Second, time.Millisecond)
+
+	a := accept(t)
+	c = d.mustGet(t, a.place())
+	a.has(t, 1+firstSpares)
+	require.True(t, alive(c))
+	a.mu.Lock()
+	for _, c := range a.conns {
+		_, err := c.Write([]byte("HTTP/1.1 408 Request Timeout\r\n\r\n"))
+		require.NoError(t, err)
+	}
+	a.mu.Unlock()
+	require.Eventually(t, func() bool { return !alive(c) }, 10*time.Second, time.Millisecond)
+}
+
+// TestHandshakeThatHangs: the error is the one by which a host is taken to speak plain HTTP.
+func TestHandshakeThatHangs(t *testing.T) {
+	a, d := accept(t), connectionsOf(t)
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errHandshake)
+	defer cancel()
+	_, err := d.connect(ctx, place{a.Addr().String(), true})
+	require.ErrorContains(t, err, "TLS handshake timeout")
+}
+
 func TestSparesEnd(t *testing.T) {
 	a, d := accept(t), connectionsOf(t)
 	d.life = 50 * time.Millisecond

@@ -41,10 +41,19 @@ type Registries struct {
 
 // transport has the connections to a host.
 type transport struct {
-	http   *http.Transport
-	made   *connections
-	client *http.Client
-	stamp  string // of the files that it was made from
+	http     *http.Transport
+	made     *connections
+	fallback bool   // to plain HTTP
+	stamp    string // of the files that it was made from
+}
+
+// client is for one image. A host that is found to speak plain HTTP is taken to for as long.
+func (t *transport) client() *http.Client {
+	var rt http.RoundTripper = t.http
+	if t.fallback {
+		rt = docker.NewHTTPFallback(rt)
+	}
+	return &http.Client{Transport: tracing.NewTransport(rt)}
 }
 
 func (t *transport) Close() {
@@ -79,7 +88,7 @@ func (r *Registries) Hosts(name string) ([]docker.RegistryHost, error) {
 		if err != nil {
 			return nil, fmt.Errorf("registry %s: %w", h.Host, err)
 		}
-		h.Client = t.client
+		h.Client = t.client()
 	}
 	return all, nil
 }
@@ -168,7 +177,7 @@ func newTransport(files files, c config.RegistryConfig, host string) (*transport
 		DialContext:           d.Dial,
 		DialTLSContext:        d.DialTLS,
 		TLSClientConfig:       tc, // behind a proxy
-		TLSHandshakeTimeout:   10 * time.Second,
+		TLSHandshakeTimeout:   handshakeTime,
 		MaxIdleConns:          4 * idlePerHost,
 		MaxIdleConnsPerHost:   idlePerHost,
 		IdleConnTimeout:       idleTime,
@@ -176,11 +185,7 @@ func newTransport(files files, c config.RegistryConfig, host string) (*transport
 		// One connection of HTTP/2 has one window, which is too small for layers.
 		TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
 	}
-	var rt http.RoundTripper = t
-	if tc.InsecureSkipVerify && isPlain(c, host) {
-		rt = docker.NewHTTPFallback(rt)
-	}
-	return &transport{http: t, made: d, client: &http.Client{Transport: tracing.NewTransport(rt)}}, nil
+	return &transport{http: t, made: d, fallback: tc.InsecureSkipVerify && isPlain(c, host)}, nil
 }
 
 // isPlain says whether a host may be spoken to without TLS.

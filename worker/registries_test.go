@@ -175,6 +175,27 @@ func TestRegistriesInsecure(t *testing.T) {
 	require.NoError(t, request(t, insecure(plain), plain.host()))
 }
 
+// TestRegistriesFallBackAnew: a host that spoke plain HTTP speaks TLS now.
+func TestRegistriesFallBackAnew(t *testing.T) {
+	plain := serve(t, nil)
+	r := NewRegistries(map[string]config.RegistryConfig{plain.host(): {Insecure: yes()}})
+	defer r.Close()
+	require.NoError(t, request(t, r, plain.host()))
+	plain.Close()
+	l, err := net.Listen("tcp", plain.host())
+	require.NoError(t, err)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.TLS == nil {
+			t.Error("a request in the clear")
+		}
+	}))
+	s.Listener.Close()
+	s.Listener, s.Config.ErrorLog = l, log.New(io.Discard, "", 0)
+	s.StartTLS()
+	defer s.Close()
+	require.NoError(t, request(t, r, plain.host()))
+}
+
 func TestRegistriesAreClosed(t *testing.T) {
 	s := serve(t, nil)
 	r := NewRegistries(nil)

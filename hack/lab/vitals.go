@@ -75,7 +75,8 @@ func (d *Daemon) Vitals(ctx context.Context) (v Vitals, err error) {
 
 // connGoroutines is how many goroutines of a profile serve TCP connections to registries.
 func connGoroutines(profile string) (n int) {
-	for _, group := range strings.Split(profile, "\n\n") {
+	_, groups, _ := strings.Cut(profile, "\n") // behind the total
+	for _, group := range strings.Split(groups, "\n\n") {
 		if !strings.Contains(group, "net/http.(*persistConn).") && !strings.Contains(group, "worker.(*connections).keep") {
 			continue
 		}

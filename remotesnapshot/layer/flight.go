@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -353,9 +354,19 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	if m.Offset-off >= splitBefore {
 		first = m.Offset
 	}
-	stop := l.startWindow(first, off+size-first, done)
+	var parts atomic.Int32
+	parts.Store(1)
+	ended := func() {
+		if parts.Add(-1) == 0 {
+			done()
+		}
+	}
 	if first > off {
-		stopRest, stopFirst := l.startWindow(off, first-off, func() {}), stop
+		parts.Add(1)
+	}
+	stop := l.startWindow(first, off+size-first, ended)
+	if first > off {
+		stopRest, stopFirst := l.startWindow(off, first-off, ended), stop
 		stop = func() { stopFirst(); stopRest() }
 	}
 	if l.known.Load() <= 0 {

@@ -167,17 +167,19 @@ var everywhere = [][]string{
 }
 
 // Want wishes for files that a process in the layer's image will probably read soon: of
-// each the first path that there is, and what every process reads. It asks for nothing
-// when it has ended by ctx, and waits for no request.
+// each the first path that there is, and what every process reads. It waits for nothing, and
+// asks for nothing more when ctx has ended.
 func (l *Layer) Want(ctx context.Context, files [][]string) {
-	im, release := l.image()
-	defer release()
-	for _, paths := range slices.Concat(everywhere, files) {
-		if ctx.Err() != nil {
-			return
+	l.start(func() {
+		im, release := l.image()
+		defer release()
+		for _, paths := range slices.Concat(everywhere, files) {
+			if ctx.Err() != nil {
+				return
+			}
+			im.want(byCommand, paths...)
 		}
-		im.want(byCommand, paths...)
-	}
+	})
 }
 
 // followProgram wishes for the loader and the libraries of a program, and for

@@ -25,7 +25,8 @@ func (l *Layer) Replay(ctx context.Context, ranges, order []Range) {
 		return // closed meanwhile
 	}
 	defer l.Release()
-	coming := l.absentMembers(order)
+	var coming []uint32
+	l.guarded(func() { coming = l.absentMembers(order) })
 	ranges = slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool {
 		return r.Off < 0 || r.Size <= 0 || r.Off >= l.toc.BlobSize() || l.blob.Present(r.Off, r.Size)
 	})

@@ -47,7 +47,7 @@ func (l *Layer) unpackBatches() {
 		}
 		for n := from; n < to; n++ {
 			// The cache would have forgotten a large one when its reader comes.
-			if g != nil && isMark(l.toc, n) && isLarge(l.toc, n) {
+			if g != nil && !g.full && isMark(l.toc, n) && isLarge(l.toc, n) {
 				continue
 			}
 			done, here := l.unpackMember(n)

@@ -163,11 +163,13 @@ const firstReads = 8
 // expectSteps has connections made, while layers are resolved, for the step that reads the
 // most of an image of theirs, as far as profiles know it: it may be the next one.
 func (fs *FS) expectSteps(srcs []remotesnapshot.Source) {
+	images := map[string][]digest.Digest{}
 	for _, src := range srcs {
-		layers := src.Neighbours
-		if len(layers) == 0 {
-			layers = []digest.Digest{src.Digest}
-		}
+		images[src.Reference] = append(append(images[src.Reference], src.Digest), src.Neighbours...)
+	}
+	for reference, layers := range images {
+		slices.Sort(layers)
+		layers = slices.Compact(layers)
 		if slices.ContainsFunc(layers, fs.isOpen) {
 			continue // what is known of it was fetched before, mostly
 		}
@@ -176,7 +178,7 @@ func (fs *FS) expectSteps(srcs []remotesnapshot.Source) {
 			if fs.profiles != nil {
 				n = max(n, fs.profiles.Requests(layers...))
 			}
-			b, err := fs.openBlob(src.Digest, src.Reference)
+			b, err := fs.openBlob(layers[0], reference)
 			if err != nil {
 				return // Resolve meets it
 			}

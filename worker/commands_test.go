@@ -16,7 +16,7 @@ func TestFilesNamed(t *testing.T) {
 	}{
 		"nothing":          {},
 		"exec form":        {[]string{"python3", "-m", "pip", "/app/x.py"}, "/b/python3 /app/x.py"},
-		"relative":         {[]string{"./configure"}, "/work/configure"},
+		"relative":         {[]string{"./configure"}, "/src/configure"},
 		"commands":         {sh("mkdir -p /out && cc -c x.c | tee y; make"), "/bin/sh /b/mkdir /out /b/cc /b/tee /b/make"},
 		"once":             {sh("a; a; a"), "/bin/sh /b/a"},
 		"blocks":           {sh("if test -e /x; then a; else b; fi; for i in 1 2; do c $i; done"), "/bin/sh /b/test /x /b/a /b/b /b/c"},
@@ -40,7 +40,7 @@ func TestFilesNamed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
-			for _, paths := range filesNamed(executor.Meta{Args: tc.args, Env: []string{"A=B", "PATH=/a:rel:/b"}, Cwd: "/work"}) {
+			for _, paths := range filesNamed(executor.Meta{Args: tc.args, Env: []string{"A=B", "PATH=/a:rel:/b"}, Cwd: "/src"}) {
 				if len(paths) > 1 {
 					require.Len(t, paths, 2)
 					require.True(t, strings.HasPrefix(paths[0], "/a/"), paths)

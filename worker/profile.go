@@ -25,7 +25,7 @@ func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mou
 	defer kill(nil)
 	step := e.fs.BeginStep(lazyfs.StepOptions{
 		ID:     profile.StepDigest(p.Meta.Args, p.Meta.Cwd),
-		Files:  filesNamed(p.Meta),
+		Files:  func() [][]string { return filesNamed(p.Meta) },
 		Broken: func() { kill(errBroken) },
 	})
 	defer func() { step.End(err == nil) }()

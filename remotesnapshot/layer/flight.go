@@ -349,26 +349,11 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	last, hi := l.span(f, m)
 	off, size, done := l.windows.plan(f.member, last, span{m.Offset, hi}, l.blob.Present)
 	begun := time.Now()
-	// Bytes come in their order: what lies far before the member would be waited for.
-	first := off
-	if m.Offset-off >= splitBefore {
-		first = m.Offset
+	ranges := []span{{off, off + size}}
+	if m.Offset-off >= splitBefore { // bytes come in their order, and somebody waits for these
+		ranges = []span{{m.Offset, off + size}, {off, m.Offset}}
 	}
-	var parts atomic.Int32
-	parts.Store(1)
-	ended := func() {
-		if parts.Add(-1) == 0 {
-			done()
-		}
-	}
-	if first > off {
-		parts.Add(1)
-	}
-	stop := l.startWindow(first, off+size-first, ended)
-	if first > off {
-		stopRest, stopFirst := l.startWindow(off, first-off, ended), stop
-		stop = func() { stopFirst(); stopRest() }
-	}
+	stop := l.startWindow(ranges, done)
 	if l.known.Load() <= 0 {
 		l.followMember(f.member)
 	}
@@ -389,19 +374,27 @@ func (l *Layer) nobodyWaits(f *flight) bool {
 	return f.ahead
 }
 
-// startWindow asks for a range, parts of which can be waited for by themselves from
-// its return on. The range comes whole even if nobody waits for the rest, unless
-// it is stopped.
-func (l *Layer) startWindow(off, size int64, done func()) (stop func()) {
+// startWindow asks for ranges, parts of which can be waited for by themselves from
+// its return on. They come whole even if nobody waits for the rest, unless they are
+// stopped; done is called when all of them have ended.
+func (l *Layer) startWindow(ranges []span, done func()) (stop func()) {
 	ctx, stop := context.WithCancel(l.ctx)
-	wait := l.blob.Start(Blocked, off, size)
-	rest := func() {
-		defer done()
-		defer stop()
-		_ = wait(ctx) // who needs a part waits for that part, and meets its error
-	}
-	if !l.start(rest) {
-		rest() // the layer is closed, and its context has ended
+	var left atomic.Int32
+	left.Store(int32(len(ranges)))
+	for _, r := range ranges {
+		wait := l.blob.Start(Blocked, r.lo, r.size())
+		rest := func() {
+			defer func() {
+				if left.Add(-1) == 0 {
+					stop()
+					done()
+				}
+			}()
+			_ = wait(ctx) // who needs a part waits for that part, and meets its error
+		}
+		if !l.start(rest) {
+			rest() // the layer is closed, and its context has ended
+		}
 	}
 	return stop
 }

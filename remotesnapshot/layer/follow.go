@@ -114,7 +114,7 @@ func (l *Layer) follow(inode uint32, data []byte) {
 	}
 	dir, ext := path.Dir(p), path.Ext(p)
 	if isProgram(data) {
-		l.followProgram(inode, dir)
+		l.followProgram(inode, p)
 		return
 	}
 	im, release := l.image()
@@ -184,7 +184,7 @@ func (l *Layer) Want(ctx context.Context, files [][]string) {
 
 // followProgram wishes for the loader and the libraries of a program, and for
 // what the loader reads of one that is too large to be fetched as a whole.
-func (l *Layer) followProgram(inode uint32, dir string) {
+func (l *Layer) followProgram(inode uint32, name string) {
 	read := func(dst []byte, off int64) error { return l.peek(inode, dst, off) }
 	p, segments, ok := readProgram(read)
 	if !ok {
@@ -200,8 +200,9 @@ func (l *Layer) followProgram(inode uint32, dir string) {
 	im, release := l.image() // not while something is read, which may take long
 	defer release()
 	var dirs []string
+	origin := path.Dir(name)
 	for d := range strings.SplitSeq(p.runPath, ":") {
-		if d = strings.NewReplacer("$ORIGIN", dir, "${ORIGIN}", dir).Replace(d); path.IsAbs(d) && len(dirs) < maxRoots {
+		if d = strings.NewReplacer("$ORIGIN", origin, "${ORIGIN}", origin).Replace(d); path.IsAbs(d) && len(dirs) < maxRoots {
 			dirs = append(dirs, d)
 		}
 	}
@@ -217,16 +218,12 @@ func (l *Layer) followProgram(inode uint32, dir string) {
 	if p.interp != "" {
 		l.wishProgram(inode)
 	}
-	l.followKnown(im, inode)
+	l.followKnown(im, name)
 }
 
 // followKnown wishes for what some programs and libraries read that do not name it where
 // the loader looks.
-func (l *Layer) followKnown(im image, inode uint32) {
-	p, ok := l.pathOf(inode)
-	if !ok {
-		return
-	}
+func (l *Layer) followKnown(im image, p string) {
 	name := path.Base(p)
 	if match := driverName.FindStringSubmatch(name); match != nil {
 		im.wantDriven(path.Dir(path.Dir(p)), strings.HasSuffix(match[1], "++"))

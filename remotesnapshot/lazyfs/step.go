@@ -36,9 +36,9 @@ type use struct {
 type StepOptions struct {
 	// ID is what profile.StepDigest returns.
 	ID digest.Digest
-	// Files are those that the step will probably read, where nothing is known of it by a
-	// profile: of each the paths where it may lie, in their order.
-	Files [][]string
+	// Files, when set, lists those that the step will probably read: of each the paths where
+	// it may lie, in their order. It is asked when no profile knows anything of the step.
+	Files func() [][]string
 	// Broken is called when a read has failed, see Step.ReadError, that only this step can
 	// have asked for: there is no use in going on. It may be called more than once, and
 	// must not block. Required.
@@ -72,8 +72,12 @@ func (s *Step) ahead(uses []use) {
 	if s.fs.profiles != nil && s.replay(uses) {
 		return
 	}
+	var files [][]string
+	if s.opts.Files != nil {
+		files = s.opts.Files()
+	}
 	for _, u := range uses {
-		u.layer.Want(s.ctx, s.opts.Files)
+		u.layer.Want(s.ctx, files)
 	}
 }
 

@@ -139,34 +139,56 @@ func (e *entry) pread(dst []byte, off int64) (int, error) {
 // Fetch makes a range present, without reading it; what lies behind the end of
 // the blob is not missed. Errors are those of ReadAt.
 func (b *Blob) Fetch(ctx context.Context, p Priority, off, size int64) error {
-	return b.Start(p, off, size)(ctx)
+	return b.start(p, []Range{{off, size}}, false)(ctx)
 }
 
-// Start is Fetch in two steps. When it returns, the range is asked for, so that a
-// Fetch of a part of it joins in, and returns with the part. wait must be called
-// once: it ends the interest in the range.
-func (b *Blob) Start(p Priority, off, size int64) (wait func(ctx context.Context) error) {
-	d, err := b.startDemand(p, off, size)
-	return func(ctx context.Context) error {
-		if d == nil {
-			return err
-		}
-		return b.await(ctx, d)
-	}
+// Start is Fetch, of several ranges if need be, in two steps. When it returns, they are
+// asked for, so that a Fetch of a part of them joins in, and returns with the part. Several
+// ranges are several requests, even side by side: what is in one need not wait for what is in
+// another. wait must be called once: it ends the interest in the ranges.
+func (b *Blob) Start(p Priority, ranges ...Range) (wait func(ctx context.Context) error) {
+	return b.start(p, ranges, len(ranges) > 1)
 }
 
-func (b *Blob) startDemand(p Priority, off, size int64) (*demand, error) {
-	if off < 0 || size < 0 {
-		return nil, fmt.Errorf("fetch blob %s: bad range %d+%d", b.dgst, off, size)
-	}
+// start asks for ranges; apart, each by itself.
+func (b *Blob) start(p Priority, ranges []Range, apart bool) (wait func(ctx context.Context) error) {
+	var demands []*demand
+	var failed error
 	if b.released.Load() {
-		return nil, ErrClosed
+		failed, ranges = ErrClosed, nil
 	}
-	s := span{off, off + size}
-	if s.hi < off {
+	for _, r := range ranges {
+		d, err := b.startDemand(p, r, apart)
+		if err != nil {
+			failed = err
+			break
+		}
+		if d != nil {
+			demands = append(demands, d)
+		}
+	}
+	return func(ctx context.Context) error {
+		err := failed
+		for _, d := range demands {
+			if err != nil {
+				b.leave(d)
+				continue
+			}
+			err = b.await(ctx, d)
+		}
+		return err
+	}
+}
+
+func (b *Blob) startDemand(p Priority, r Range, apart bool) (*demand, error) {
+	if r.Off < 0 || r.Size < 0 || apart && r.Off+r.Size < r.Off {
+		return nil, fmt.Errorf("fetch blob %s: bad range %d+%d", b.dgst, r.Off, r.Size)
+	}
+	s := span{r.Off, r.Off + r.Size}
+	if s.hi < r.Off {
 		s.hi = unknownEnd
 	}
-	return b.demand(demand{prio: p, span: s})
+	return b.demand(demand{prio: p, span: s, apart: apart})
 }
 
 // Range is a part of a blob, in bytes.
@@ -177,33 +199,7 @@ type Range struct{ Off, Size int64 }
 // a longer one than RequestSize is several. Those that wait for a connection get it in their order. It
 // returns when all are there; errors are those of ReadAt, of the first range that failed.
 func (b *Blob) FetchAll(ctx context.Context, p Priority, ranges []Range) error {
-	if b.released.Load() {
-		return ErrClosed
-	}
-	var demands []*demand
-	defer func() {
-		for _, d := range demands {
-			b.leave(d)
-		}
-	}()
-	for _, r := range ranges {
-		if r.Off < 0 || r.Size < 0 || r.Off+r.Size < r.Off {
-			return fmt.Errorf("fetch blob %s: bad range %d+%d", b.dgst, r.Off, r.Size)
-		}
-		d, err := b.demand(demand{prio: p, span: span{r.Off, r.Off + r.Size}, apart: true})
-		if err != nil {
-			return err
-		}
-		if d != nil {
-			demands = append(demands, d)
-		}
-	}
-	for _, d := range demands {
-		if err := b.await(ctx, d); err != nil {
-			return err
-		}
-	}
-	return nil
+	return b.start(p, ranges, true)(ctx)
 }
 
 // Expect says that FetchAll will be called with n ranges, of this blob and of others from

@@ -214,7 +214,7 @@ func TestStart(t *testing.T) {
 	b := r.open()
 	r.reads(b, blob.Blocked, 0, 1) // the size
 	r.reg.Fault(blobtest.Fault{Stall: true, After: 64 * kib})
-	wait := b.Start(blob.Blocked, 0, 8*mib)
+	wait := b.Start(blob.Blocked, blob.Range{Size: 8 * mib})
 	r.reads(b, blob.Blocked, 32*kib, 4*kib)
 	require.Equal(t, 2, r.reg.Requests())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -222,8 +222,26 @@ func TestStart(t *testing.T) {
 	require.ErrorIs(t, wait(ctx), context.Canceled)
 	eventually(t, "no flight is left", func() bool { return blob.Flights(b) == 0 })
 
-	require.NoError(t, b.Start(blob.Blocked, 0, 1)(ctx), "it is there")
-	require.Error(t, b.Start(blob.Blocked, -1, 1)(ctx))
+	require.NoError(t, b.Start(blob.Blocked, blob.Range{Size: 1})(ctx), "it is there")
+	require.Error(t, b.Start(blob.Blocked, blob.Range{Off: -1, Size: 1})(ctx))
+}
+
+// Ranges that were started together are requests of their own, though they lie side by
+// side: what is in one does not wait for what is in another.
+func TestStartedRangesAreApart(t *testing.T) {
+	r := newRig(t, 8*mib)
+	b := r.open()
+	r.reads(b, blob.Blocked, 0, 1) // the size
+	r.reg.Reset()
+	wait := b.Start(blob.Blocked, blob.Range{Off: 6 * mib, Size: mib}, blob.Range{Off: 5 * mib, Size: mib}, blob.Range{Off: 7 * mib, Size: mib})
+	r.reads(b, blob.Blocked, 6*mib, 4*kib)
+	require.NoError(t, wait(context.Background()))
+	require.Equal(t, 3, r.reg.Requests())
+	require.EqualValues(t, 3*mib, r.reg.Bytes())
+
+	r.reg.Reset()
+	require.Error(t, b.Start(blob.Blocked, blob.Range{Off: mib, Size: mib}, blob.Range{Off: -1, Size: 1})(context.Background()))
+	eventually(t, "no flight is left", func() bool { return blob.Flights(b) == 0 })
 }
 
 // A request that has not begun to answer is not cut short for a part of its range
@@ -234,7 +252,7 @@ func TestStartedRangeIsNotCut(t *testing.T) {
 	r.reg.SetLatency(200 * time.Millisecond) // in which loopback brings all of it
 	r.reads(b, blob.Blocked, 0, mib)
 	r.reg.Reset()
-	wait := b.Start(blob.Prefetch, mib, 7*mib)
+	wait := b.Start(blob.Prefetch, blob.Range{Off: mib, Size: 7 * mib})
 	eventually(t, "request", func() bool { return len(r.reg.Log()) > 0 })
 	r.reads(b, blob.Blocked, 5*mib, 4*kib)
 	require.NoError(t, wait(context.Background()))

@@ -37,9 +37,9 @@ type Blob interface {
 	// FetchAll makes ranges present, which are asked for as they are, at once, and
 	// in their order as far as connections are free.
 	FetchAll(ctx context.Context, p Priority, ranges []Range) error
-	// Start is Fetch in two steps: from its return on, other demands join this one.
-	// wait must be called once.
-	Start(p Priority, off, size int64) (wait func(ctx context.Context) error)
+	// Start is Fetch, of one range or of several that are requests of their own, in two
+	// steps: from its return on, other demands join this one. wait must be called once.
+	Start(p Priority, ranges ...Range) (wait func(ctx context.Context) error)
 	// Present says whether a range needs no request. Never blocks.
 	Present(off, size int64) bool
 	// Drop forgets a range whose bytes have proved wrong, and returns the names of

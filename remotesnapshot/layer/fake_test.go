@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -123,12 +124,25 @@ func (b *fakeBlob) ReadAt(ctx context.Context, p Priority, dst []byte, off int64
 }
 
 func (b *fakeBlob) Fetch(ctx context.Context, p Priority, off, size int64) error {
-	return b.Start(p, off, size)(ctx)
+	return b.start(p, off, size)(ctx)
 }
 
-// Start joins a flight that brings all of the range, and for whose bytes somebody
+func (b *fakeBlob) Start(p Priority, ranges ...Range) func(ctx context.Context) error {
+	var waits []func(context.Context) error
+	for _, r := range ranges {
+		waits = append(waits, b.start(p, r.Off, r.Size))
+	}
+	return func(ctx context.Context) (err error) {
+		for _, wait := range waits {
+			err = cmp.Or(err, wait(ctx))
+		}
+		return err
+	}
+}
+
+// start joins a flight that brings all of the range, and for whose bytes somebody
 // waits if the caller does: a blob cuts others.
-func (b *fakeBlob) Start(p Priority, off, size int64) func(ctx context.Context) error {
+func (b *fakeBlob) start(p Priority, off, size int64) func(ctx context.Context) error {
 	end := min(off+size, int64(len(b.data)))
 	b.mu.Lock()
 	defer b.mu.Unlock()

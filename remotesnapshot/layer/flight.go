@@ -7,7 +7,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -349,9 +348,9 @@ func (l *Layer) fetchWindow(ctx context.Context, f *flight, m estargz.Member) er
 	last, hi := l.span(f, m)
 	off, size, done := l.windows.plan(f.member, last, span{m.Offset, hi}, l.blob.Present)
 	begun := time.Now()
-	ranges := []span{{off, off + size}}
-	if m.Offset-off >= splitBefore { // bytes come in their order, and somebody waits for these
-		ranges = []span{{m.Offset, off + size}, {off, m.Offset}}
+	ranges := []Range{{off, size}}
+	if before := m.Offset - off; before >= splitBefore { // bytes come in their order, and somebody waits for these
+		ranges = []Range{{m.Offset, size - before}, {off, before}}
 	}
 	stop := l.startWindow(ranges, done)
 	if l.known.Load() <= 0 {
@@ -377,24 +376,16 @@ func (l *Layer) nobodyWaits(f *flight) bool {
 // startWindow asks for ranges, parts of which can be waited for by themselves from
 // its return on. They come whole even if nobody waits for the rest, unless they are
 // stopped; done is called when all of them have ended.
-func (l *Layer) startWindow(ranges []span, done func()) (stop func()) {
+func (l *Layer) startWindow(ranges []Range, done func()) (stop func()) {
 	ctx, stop := context.WithCancel(l.ctx)
-	var left atomic.Int32
-	left.Store(int32(len(ranges)))
-	for _, r := range ranges {
-		wait := l.blob.Start(Blocked, r.lo, r.size())
-		rest := func() {
-			defer func() {
-				if left.Add(-1) == 0 {
-					stop()
-					done()
-				}
-			}()
-			_ = wait(ctx) // who needs a part waits for that part, and meets its error
-		}
-		if !l.start(rest) {
-			rest() // the layer is closed, and its context has ended
-		}
+	wait := l.blob.Start(Blocked, ranges...)
+	rest := func() {
+		defer done()
+		defer stop()
+		_ = wait(ctx) // who needs a part waits for that part, and meets its error
+	}
+	if !l.start(rest) {
+		rest() // the layer is closed, and its context has ended
 	}
 	return stop
 }

@@ -28,15 +28,19 @@ func (b layerBlob) Fetch(ctx context.Context, p layer.Priority, off, size int64)
 }
 
 func (b layerBlob) FetchAll(ctx context.Context, p layer.Priority, ranges []layer.Range) error {
-	all := make([]blob.Range, len(ranges))
-	for i, r := range ranges {
-		all[i] = blob.Range(r)
-	}
-	return b.Blob.FetchAll(ctx, priorities[p], all)
+	return b.Blob.FetchAll(ctx, priorities[p], blobRanges(ranges))
 }
 
-func (b layerBlob) Start(p layer.Priority, off, size int64) (wait func(ctx context.Context) error) {
-	return b.Blob.Start(priorities[p], off, size)
+func (b layerBlob) Start(p layer.Priority, ranges ...layer.Range) (wait func(ctx context.Context) error) {
+	return b.Blob.Start(priorities[p], blobRanges(ranges)...)
+}
+
+func blobRanges(ranges []layer.Range) []blob.Range {
+	out := make([]blob.Range, len(ranges))
+	for i, r := range ranges {
+		out[i] = blob.Range(r)
+	}
+	return out
 }
 
 func (b layerBlob) Complete(ctx context.Context, p layer.Priority) error {

@@ -102,9 +102,9 @@ func TestExpect(t *testing.T) {
 	r.opts.Connections = 5
 	b := r.open()
 	b.Expect(t.Context(), 7)
-	b.Expect(t.Context(), 1000) // 20 connections, of which two are kept for others
+	b.Expect(t.Context(), 1000) // 12 connections, of which one is kept for others
 	at := "http://" + r.reg.Host()
-	require.Equal(t, []call{{r.reg.Host(), at, 7}, {r.reg.Host(), at, 18}}, calls)
+	require.Equal(t, []call{{r.reg.Host(), at, 7}, {r.reg.Host(), at, 11}}, calls)
 	require.Zero(t, r.reg.Requests())
 
 	r.reg.Redirect(time.Minute)

@@ -53,13 +53,13 @@ type host struct {
 }
 
 func newHost(name string, connections int) *host {
-	return &host{name: name, slots: newSlots(connections), planned: newSlots(plannedTimes * connections)}
+	return &host{name: name, slots: newSlots(connections), planned: newSlots(connections * plannedTimes / 2)}
 }
 
-// plannedTimes is how many times as many connections FetchAll may use for itself as
-// all others. It is for a few dozen requests that together bring what a step will
+// plannedTimes is how many connections FetchAll may use for itself, for two of all
+// others. It is for a few dozen requests that together bring what a step will
 // read: sent at once, they cost one round trip. Others do not wait for them.
-const plannedTimes = 4
+const plannedTimes = 5
 
 // slotsOf are those that a flight needs one of.
 func (h *host) slotsOf(f *flight) *slots {

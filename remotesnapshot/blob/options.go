@@ -45,7 +45,7 @@ func (p Priority) String() string {
 // Options of a Store. Zero values are the documented defaults.
 type Options struct {
 	Root        string // holds the sparse files and their hints; required
-	Connections int    // parallel requests to one host, three times as many for FetchAll; 0: 10
+	Connections int    // parallel requests to one host, two and a half times as many for FetchAll; 0: 16
 
 	// RequestSize is the largest range of one request in bytes; larger missing
 	// ranges are fetched by several requests in parallel. 0: 8 MiB. On a slow
@@ -100,7 +100,7 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	if o.Connections <= 0 {
-		o.Connections = 10
+		o.Connections = 16
 	}
 	if o.RequestSize <= 0 {
 		o.RequestSize = 8 << 20

@@ -177,7 +177,7 @@ func (l *Layer) Want(ctx context.Context, files [][]string) {
 			if ctx.Err() != nil {
 				return
 			}
-			im.want(byCommand, paths...)
+			im.wantCommand(paths)
 		}
 	})
 }
@@ -213,7 +213,7 @@ func (l *Layer) followProgram(inode uint32, name string) {
 	}
 	dirs = append(dirs, "/usr/local/lib", "/usr/lib64", "/lib64", "/usr/lib", "/lib")
 	for _, name := range p.needed {
-		im.want(byProgram, joinAll(dirs, name)...)
+		im.wantLibrary(byProgram, dirs, name)
 	}
 	if p.interp != "" {
 		l.wishProgram(inode)
@@ -231,9 +231,7 @@ func (l *Layer) followKnown(im image, p string) {
 	if match := pythonName.FindStringSubmatch(name); match != nil {
 		l.startPython(im, path.Dir(path.Dir(p)), match[1])
 	}
-	if strings.HasPrefix(name, "libcrypto.so.") {
-		im.want(byHabit, "/etc/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf")
-	}
+	im.wantHabits(name)
 }
 
 // pythonName matches an interpreter, and its minor version.

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -20,10 +21,15 @@ func alone(name string, head string) estargztest.Entry {
 	return estargztest.File(name, append([]byte(head), noise(uint64(len(name)), apart)...))
 }
 
-// openImage opens layers, the lowest first, as those of one image.
+// openImage opens layers, the lowest first, as those of one image. Between two entries lies
+// what no two wishes are joined over.
 func openImage(t *testing.T, layers ...[]estargztest.Entry) (out []*opened) {
 	t.Helper()
 	for _, entries := range layers {
+		entries = slices.Clone(entries)
+		for i := len(entries) - 1; i > 0; i-- {
+			entries = slices.Insert(entries, i, estargztest.File(fmt.Sprintf("between/%d", i), noise(uint64(i), wishGap+1)))
+		}
 		l := estargztest.Build(t, estargztest.Options{Format: estargz.FormatEStargz, ChunkSize: 64 << 10, Level: 1}, entries...)
 		hints, err := estargz.ParseHints(l.Annotations)
 		require.NoError(t, err)
@@ -263,23 +269,27 @@ func TestFollowEndlessLinks(t *testing.T) {
 func TestWishesHaveAnAllowance(t *testing.T) {
 	var w wishes
 	size := allowance[bySource] / 4
+	add := func(c clue, v wish, size int64) bool {
+		added, _ := w.add(c, v, size)
+		return added
+	}
 	empty := func() {
 		for len(w.take()) > 0 {
 		}
 	}
 	for i := range uint32(4) {
-		w.add(bySource, wish{inode: i}, size)
+		add(bySource, wish{inode: i}, size)
 	}
 	require.Len(t, w.take(), 4)
-	require.False(t, w.add(bySource, wish{inode: 10}, size))
+	require.False(t, add(bySource, wish{inode: 10}, size))
 	require.Empty(t, w.take(), "nothing of it was read")
-	require.True(t, w.add(byImport, wish{inode: 11}, size), "another clue has its own")
+	require.True(t, add(byImport, wish{inode: 11}, size), "another clue has its own")
 	w.wasRead(2)
 	w.wasRead(2)
 	empty()
-	require.True(t, w.add(bySource, wish{inode: 10}, size))
+	require.True(t, add(bySource, wish{inode: 10}, size))
 	empty()
-	require.False(t, w.add(bySource, wish{inode: 10}, 0), "once for each file")
+	require.False(t, add(bySource, wish{inode: 10}, 0), "once for each file")
 	require.True(t, w.named("a"))
 	require.False(t, w.named("a"))
 }

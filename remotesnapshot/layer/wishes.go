@@ -2,8 +2,11 @@ package layer
 
 import (
 	"cmp"
+	"context"
 	"hash/maphash"
+	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,7 +24,9 @@ const (
 	wishPause = 2 * time.Millisecond
 	// wishGap is how many bytes that nobody asked for may lie between two wishes
 	// of one request.
-	wishGap = 64 << 10
+	wishGap = 192 << 10
+	// smallWish is the size of a request that is sent before larger ones.
+	smallWish = 1 << 20
 	// maxWished bounds the files of a layer that are wished for, in its life.
 	maxWished = 32 << 10
 )
@@ -161,17 +166,17 @@ func (w *wishes) packages() []string {
 	return out
 }
 
-// add queues a wish for a file of size bytes. start is true when nobody
+// add queues a wish for a file of size bytes, once. start is true when nobody
 // works on the queue.
-func (w *wishes) add(c clue, v wish, size int64) (start bool) {
+func (w *wishes) add(c clue, v wish, size int64) (added, start bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.mayLocked(c, size) || !w.seeLocked(v.inode) {
-		return false
+		return false, false
 	}
 	w.mu.unread[v.inode] = wished{c, size}
 	w.mu.balance[c] -= size
-	return w.queueLocked(v)
+	return true, w.queueLocked(v)
 }
 
 // addPart queues parts of a file that is being read.
@@ -232,8 +237,33 @@ func (l *Layer) wish(c clue, inode uint32) {
 		return
 	}
 	v, size, ok := l.wholeFile(inode)
-	if ok && l.wishes.add(c, v, size) {
+	if !ok {
+		return
+	}
+	added, start := l.wishes.add(c, v, size)
+	if start {
 		l.startWishes()
+	}
+	if added && isLoaded(c) {
+		l.wishEnd(inode)
+	}
+}
+
+// isLoaded says whether a clue names programs and libraries.
+func isLoaded(c clue) bool { return c == byProgram || c == byCommand || c == byDriver }
+
+// endSize is how much of the end of a large program is wished for with its beginning: its
+// dynamic section lies there, which names its libraries.
+const endSize = 64 << 10
+
+// wishEnd wishes for the end of a program or library that does not fit into a window.
+func (l *Layer) wishEnd(inode uint32) {
+	var node estargz.Inode
+	if l.toc.Inode(inode, &node) != nil {
+		return
+	}
+	if p, ok := l.pathOf(inode); ok && (node.Mode&0o111 != 0 || strings.Contains(path.Base(p), ".so")) {
+		l.wishParts(inode, []span{{max(0, node.Size-endSize), node.Size}})
 	}
 }
 
@@ -273,8 +303,14 @@ func (l *Layer) grant() {
 		if len(waiting) == 0 {
 			return
 		}
-		for _, r := range l.planWishes(waiting) {
-			l.start(func() { l.fetchWishes(r) })
+		ranges := l.planWishes(waiting)
+		// What is small is mostly needed first, and delays the rest the least.
+		slices.SortStableFunc(ranges, func(a, b wishRange) int { return cmp.Compare(a.size(), b.size()) })
+		for i, r := range ranges {
+			if i > 0 && r.size() > smallWish && ranges[i-1].size() <= smallWish {
+				sleep(l.ctx, wishPause) // let them have the connections
+			}
+			l.fetchWishes(r)
 		}
 	}
 }
@@ -361,20 +397,27 @@ func joinRanges(ranges []wishRange, w *windows, present func(off, size int64) bo
 	return out
 }
 
-// fetchWishes fetches a range and looks into its files. Errors are left to the
-// reads that will need the bytes.
+// fetchWishes asks for a range and has its files looked into when it has come. Errors are
+// left to the reads that will need the bytes.
 func (l *Layer) fetchWishes(r wishRange) {
+	wait := func(context.Context) error { return nil }
 	if r.hi > r.lo {
-		err := l.blob.Fetch(l.ctx, Prefetch, r.lo, r.hi-r.lo)
+		wait = l.blob.Start(Prefetch, Range{r.lo, r.size()})
+	}
+	come := func() {
+		err := wait(l.ctx)
 		r.done()
 		if err != nil {
 			return
 		}
-		l.stats.prefetched.Add(r.hi - r.lo)
-	}
-	for _, inode := range r.files {
-		if l.ctx.Err() == nil {
-			l.look(inode)
+		l.stats.prefetched.Add(r.size())
+		for _, inode := range r.files {
+			if l.ctx.Err() == nil {
+				l.look(inode)
+			}
 		}
+	}
+	if !l.start(come) {
+		come() // the layer is closed, and its context has ended
 	}
 }

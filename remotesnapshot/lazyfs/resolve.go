@@ -158,7 +158,7 @@ func (fs *FS) resolveAhead(srcs []remotesnapshot.Source) {
 }
 
 // firstReads is how many requests a step begins with of which nothing is known.
-const firstReads = 8
+const firstReads = 16
 
 // expectSteps has connections made, while layers are resolved, for the step that reads the
 // most of an image of theirs, as far as profiles know it: it may be the next one.

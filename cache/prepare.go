@@ -194,6 +194,7 @@ func (p *preparation) resolveOne(ctx context.Context, r *record, list []remotesn
 			continue
 		}
 		src.Neighbours = nil // all are resolved at once anyway
+		src.Size = max(r.blobSize(), 0)
 		if err = p.m.lazy.Resolve(ctx, src)[0]; err == nil || ctx.Err() != nil {
 			break
 		}

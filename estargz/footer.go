@@ -56,6 +56,16 @@ const MinTail = footerZstdLong + skippableHeader
 // which is below most images, has 306 KiB.
 const TailSize = 320 << 10
 
+// A TOC takes 0.4 to 0.6 % of a Debian layer, of one with larger files less.
+const (
+	tailShare = 200
+	maxTail   = 2 << 20
+)
+
+// TailOf is TailSize for a blob of this size, 0 when it is not known: a larger layer has a larger
+// TOC, which would take one more request.
+func TailOf(blobSize int64) int64 { return max(TailSize, min(blobSize/tailShare, maxTail)) }
+
 // ParseFooter finds the TOC of a blob of blobSize bytes from its last bytes
 // (at least MinTail of them, or the whole blob where it is shorter; more is
 // fine, and Location.Within may then find the TOC in them).

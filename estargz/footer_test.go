@@ -116,3 +116,13 @@ func FuzzFooter(f *testing.F) {
 		}
 	})
 }
+
+func TestTailOf(t *testing.T) {
+	for size, want := range map[int64]int64{
+		0: TailSize, 1: TailSize, 50 << 20: TailSize, 100 << 20: 100 << 20 / tailShare, 380 << 20: 380 << 20 / tailShare, 1 << 40: maxTail, -5: TailSize,
+	} {
+		if got := TailOf(size); got != want {
+			t.Errorf("%d: %d, want %d", size, got, want)
+		}
+	}
+}

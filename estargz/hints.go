@@ -31,6 +31,7 @@ type Hints struct {
 	Format    Format
 	TOCDigest digest.Digest // what the manifest vouches for; "" when nothing does
 	TOC       Location      // zstd:chunked's manifest-position; zero when unknown
+	BlobSize  int64         // of the layer's descriptor, which ParseHints does not see; 0 when unknown
 }
 
 // ParseHints reads the annotations of a layer descriptor (or the snapshot

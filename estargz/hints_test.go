@@ -26,10 +26,10 @@ func TestParseHints(t *testing.T) {
 		}},
 		{name: "zstd:chunked", annotations: map[string]string{
 			annotationZstdChecksum: one.String(), annotationZstdPosition: "100:20:50:1",
-		}, want: Hints{FormatZstdChunked, one, position}},
+		}, want: Hints{Format: FormatZstdChunked, TOCDigest: one, TOC: position}},
 		{name: "zstd:chunked of containers/storage", annotations: map[string]string{
 			annotationZstdChecksumGithub: one.String(), annotationZstdPositionGithub: "100:20:50:1",
-		}, want: Hints{FormatZstdChunked, one, position}},
+		}, want: Hints{Format: FormatZstdChunked, TOCDigest: one, TOC: position}},
 		{name: "both families agree", annotations: map[string]string{
 			annotationZstdChecksumGithub: one.String(), annotationZstdChecksum: one.String(),
 		}, want: Hints{Format: FormatZstdChunked, TOCDigest: one}},
@@ -41,7 +41,7 @@ func TestParseHints(t *testing.T) {
 		}, want: Hints{Format: FormatZstdChunked, TOCDigest: one}},
 		{name: "position with estargz' digest only", annotations: map[string]string{
 			annotationZstdPosition: "100:20:50:1", annotationTOCDigest: two.String(),
-		}, want: Hints{FormatZstdChunked, two, position}},
+		}, want: Hints{Format: FormatZstdChunked, TOCDigest: two, TOC: position}},
 		{name: "position only", annotations: map[string]string{annotationZstdPosition: "100:20:50:1"}, want: Hints{Format: FormatZstdChunked, TOC: position}},
 		{name: "not a digest", annotations: map[string]string{annotationTOCDigest: "sha256:short"}, err: ErrCorrupt},
 		{name: "another algorithm", annotations: map[string]string{annotationTOCDigest: "sha512:" + strings.Repeat("a", 128)}, err: ErrCorrupt},

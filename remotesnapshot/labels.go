@@ -71,6 +71,7 @@ type Source struct {
 	Reference   string            // image reference, host included: where to ask for the blob
 	Digest      digest.Digest     // of the blob
 	Annotations map[string]string // the layer descriptor's, as far as labels carried them (TOC digest, ...); nil without
+	Size        int64             // of the blob, in bytes; 0: not known
 	Neighbours  []digest.Digest   // this layer and those above it in the image, for resolving ahead
 }
 

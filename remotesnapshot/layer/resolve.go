@@ -154,7 +154,7 @@ func (f Finder) byDigest(ctx context.Context, b Blob, hints estargz.Hints) (*est
 	var givers givers
 	for try := 1; try < wrongTOCs && errors.As(err, new(wrongBytes)); try++ {
 		if size := b.Size(); size > 0 {
-			from := max(0, size-estargz.TailSize)
+			from := max(0, size-estargz.TailOf(size))
 			givers.add(b.Drop(from, size-from))
 			if loc.Offset >= 0 && loc.Offset < from { // hints may point anywhere
 				givers.add(b.Drop(loc.Offset, min(max(loc.Size, 0), size-loc.Offset)))
@@ -263,7 +263,7 @@ func (f Finder) find(ctx context.Context, b Blob, hints estargz.Hints) (found, e
 	if hints.TOC.Size > 0 {
 		return found{loc: hints.TOC}, nil
 	}
-	tail, size, err := b.Tail(ctx, estargz.TailSize)
+	tail, size, err := b.Tail(ctx, estargz.TailOf(max(hints.BlobSize, b.Size())))
 	if err != nil {
 		return found{}, err
 	}
@@ -349,7 +349,7 @@ func readRange(ctx context.Context, b Blob, loc estargz.Location) ([]byte, error
 // Ahead fetches what Resolve will ask the network for, of a layer whose hints are
 // not known yet: footer and TOC. Nothing is verified or kept but the bytes.
 func Ahead(ctx context.Context, b Blob) error {
-	tail, size, err := b.Tail(ctx, estargz.TailSize)
+	tail, size, err := b.Tail(ctx, estargz.TailOf(b.Size()))
 	if err != nil {
 		return err
 	}

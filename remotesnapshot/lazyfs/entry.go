@@ -36,6 +36,7 @@ func newRequest(src remotesnapshot.Source) (request, error) {
 	if err != nil {
 		return request{}, fmt.Errorf("annotations: %w", err)
 	}
+	hints.BlobSize = src.Size
 	return request{Source: src, hints: hints}, nil
 }
 

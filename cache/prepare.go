@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -77,6 +79,9 @@ func (p *preparation) run(ctx context.Context) error {
 		return err
 	}
 	p.resolve(ctx, missing)
+	if f := p.m.opts.Resolved; f != nil && len(p.sources) > 0 {
+		f(slices.Collect(maps.Values(p.sources)))
+	}
 	fctx, cancel := context.WithCancel(ctx)
 	p.fetcher, fctx = errgroup.WithContext(fctx)
 	defer func() {

@@ -55,6 +55,9 @@ func newCache(ctx context.Context, opt base.WorkerOpt, s storage) (*cache.Manage
 			ContentStore: opt.ContentStore,
 		}),
 	}
+	if s.steps != nil {
+		o.Resolved = s.steps.resolved
+	}
 	if s.blobs != "" {
 		o.Adopt = adopter{store: opt.ContentStore, blobs: s.blobs}.adopt
 	}

@@ -21,14 +21,15 @@ import (
 // they are cached by, say why bytes could not be had: all that BuildKit sees of that
 // is an I/O error. What steps read is followed by their executor.
 func (w *Worker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *bksession.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
-	op, err := w.Worker.ResolveOp(v, s, sm, proxy)
-	if err != nil || w.parts.storage.lazy == nil {
-		return op, err
+	def, ok := v.Sys().(*pb.Op)
+	if exec, is := def.GetOp().(*pb.Op_Exec); ok && is && w.parts.storage.steps != nil && !proxy.Network {
+		return w.resolveExec(v, def.Platform, exec, sm)
 	}
-	if def, ok := v.Sys().(*pb.Op); ok && def.GetFile() != nil {
+	op, err := w.Worker.ResolveOp(v, s, sm, proxy)
+	if err == nil && ok && def.GetFile() != nil && w.parts.storage.lazy != nil {
 		return explainedOp{op, w.parts.storage.lazy}, nil
 	}
-	return op, nil
+	return op, err
 }
 
 // explainedOp gives I/O errors of an operation their cause.

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/util/bklog"
 
 	"github.com/lazykit/lazykit/remotesnapshot"
@@ -95,7 +94,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		snapshotter: sn,
 		resolve:     remotesnapshot.ResolveViews,
 		lazy:        fs,
-		follow:      func(e executor.Executor) executor.Executor { return followed{e, fs} },
+		steps:       &announcements{fs: fs},
 		blobs:       filepath.Join(dir, contentDir, "blobs"),
 		collect:     rest.run,
 		stalled:     traffic.stalled,

@@ -17,17 +17,23 @@ import (
 // that could not read all they wanted.
 type followed struct {
 	executor.Executor
-	fs *lazyfs.FS
+	fs            *lazyfs.FS
+	announcements *announcements
+	announced     *announced // of the operation whose process is run; nil: it is not announced
 }
 
 func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mounts []executor.Mount, p executor.ProcessInfo, started chan<- struct{}) (_ resourcestypes.Recorder, err error) {
 	running, kill := context.WithCancelCause(ctx)
 	defer kill(nil)
-	step := e.fs.BeginStep(lazyfs.StepOptions{
-		ID:     profile.StepDigest(p.Meta.Args, p.Meta.Cwd),
-		Files:  func() [][]string { return filesNamed(p.Meta) },
-		Broken: func() { kill(errBroken) },
-	})
+	dgst, broken := profile.StepDigest(p.Meta.Args, p.Meta.Cwd), func() { kill(errBroken) }
+	step := e.announced.take(dgst, broken)
+	if step == nil {
+		step = e.fs.BeginStep(lazyfs.StepOptions{
+			ID:     dgst,
+			Files:  func() [][]string { return filesNamed(p.Meta) },
+			Broken: broken,
+		})
+	}
 	defer func() { step.End(err == nil) }()
 	rootfs.Src = followedMountable{rootfs.Src, step}
 	all := make([]executor.Mount, len(mounts))

@@ -16,7 +16,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/platforms"
-	"github.com/moby/buildkit/executor"
 	imageexporter "github.com/moby/buildkit/exporter/containerimage"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/util/bklog"
@@ -64,8 +63,8 @@ type storage struct {
 	lazy remotesnapshot.Lazy
 	// notLazy is why lazy is nil, if that is not what the options ask for.
 	notLazy error
-	// follow lets lazy know which steps run; may be nil.
-	follow func(executor.Executor) executor.Executor
+	// steps let lazy know which steps run, and will run; may be nil.
+	steps *announcements
 	// blobs is where the content store keeps blobs, if lazy can make them local.
 	blobs string
 	// collect frees what the snapshotter keeps beside the database; may be nil.
@@ -173,8 +172,8 @@ func workerOpt(dir string, opts Options, p *parts) (base.WorkerOpt, error) {
 	}
 	sn := containerdsnapshot.NewSnapshotter(p.storage.name, client, namespace, opts.IDMapping)
 	steps := p.exec.executor
-	if p.storage.follow != nil {
-		steps = p.storage.follow(steps)
+	if p.storage.steps != nil {
+		steps = followed{steps, p.storage.steps.fs, p.storage.steps, nil}
 	}
 	wopt := base.WorkerOpt{
 		ID:               id,

@@ -170,6 +170,17 @@ func (fs *FS) retain(e *entry) {
 	fs.retainLocked(e)
 }
 
+// retainOpen takes a hold unless the entry has expired.
+func (fs *FS) retainOpen(e *entry) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.mu.closed || fs.mu.entries[e.key] != e {
+		return false
+	}
+	fs.retainLocked(e)
+	return true
+}
+
 func (fs *FS) retainLocked(e *entry) {
 	e.holds++
 	fs.stopExpiryLocked(e)

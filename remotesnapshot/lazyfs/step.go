@@ -52,8 +52,9 @@ func (fs *FS) BeginStep(opts StepOptions) *Step {
 	return s
 }
 
-// Reads says that the step may read the layers with these digests, which the
-// caller keeps open. It waits for no network and no disk.
+// Reads says that the step may read the layers with these digests, as far as they
+// are readable already; of those that it was told before, nothing is new. It waits for no
+// network and no disk.
 //
 // What other steps read of the same layers at the same time counts for this one
 // as well: the kernel does not say for whom it reads.
@@ -93,7 +94,9 @@ func (s *Step) add(entries []*entry) (added []use) {
 		if l == nil || slices.ContainsFunc(s.uses, func(u use) bool { return u.entry == e }) {
 			continue
 		}
-		s.fs.retain(e)
+		if !s.fs.retainOpen(e) {
+			continue
+		}
 		rec := l.Record()
 		rec.WhenFailed(s.opts.Broken)
 		added = append(added, use{e, l, rec})

@@ -31,7 +31,7 @@ type Stats struct {
 	LayerGets     int             `json:"layer_gets"`  // GET of blobs that a manifest names as layers, or of unknown ones
 	LayerHeads    int             `json:"layer_heads"` // HEAD of the same
 	DataGets      int             `json:"data_gets"`   // those of LayerGets that are for contents, not for a table of contents or a footer
-	DataSpan      time.Duration   `json:"data_span"`   // from the first of DataGets to the last, as they arrived
+	DataSpan      time.Duration   `json:"data_span"`   // from the first of DataGets to the last, as they were due by the link
 	Other         int             `json:"other"`       // version checks, tags, uploads, ...
 	Failed        int             `json:"failed"`      // responses with a status of 400 and above, among the others
 	Pushes        int             `json:"pushes"`      // POST, PATCH and PUT, among the others
@@ -54,7 +54,8 @@ type Counter struct {
 		stats   Stats
 		configs map[string]bool // digests that manifests seen so far name as configs
 		tails   map[string]Tail // by digest of a layer
-		data    time.Time       // when the first of DataGets arrived
+		first   time.Time       // of the DataGets
+		last    time.Time
 	}
 }
 
@@ -148,7 +149,7 @@ func (c *Counter) request(r *http.Request) (k kind, dgst string, data bool) {
 	case k == layerKind:
 		s.LayerGets++
 		if data = isData(r.Header.Get("Range"), c.mu.tails[dgst]); data {
-			c.dataLocked()
+			c.dataLocked(arrived(r))
 		}
 	default:
 		s.Other++
@@ -167,13 +168,18 @@ func (c *Counter) request(r *http.Request) (k kind, dgst string, data bool) {
 }
 
 // dataLocked counts a request for a layer's contents. c.mu is held.
-func (c *Counter) dataLocked() {
-	now := time.Now()
+func (c *Counter) dataLocked(at time.Time) {
 	if c.mu.stats.DataGets == 0 {
-		c.mu.data = now
+		c.mu.first, c.mu.last = at, at
+	}
+	if at.Before(c.mu.first) {
+		c.mu.first = at
+	}
+	if at.After(c.mu.last) {
+		c.mu.last = at
 	}
 	c.mu.stats.DataGets++
-	c.mu.stats.DataSpan = now.Sub(c.mu.data)
+	c.mu.stats.DataSpan = c.mu.last.Sub(c.mu.first)
 }
 
 // manifest learns which blob is a config from a manifest's body.

@@ -20,7 +20,7 @@ func serve(t *testing.T, shape Shape, handler http.Handler) (string, *Listener) 
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	l := Listen(tcp, shape)
-	server := &http.Server{Handler: handler}
+	server := &http.Server{Handler: handler, ConnContext: ConnContext}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -61,6 +61,32 @@ func TestLatency(t *testing.T) {
 	require.GreaterOrEqual(t, first, 2*rtt, "connecting and asking")
 	require.GreaterOrEqual(t, second, rtt, "asking on the same connection")
 	require.Less(t, second, 2*rtt)
+}
+
+// A request arrives when the link brings it, whoever is slow to serve it.
+func TestArrival(t *testing.T) {
+	const rtt = 60 * time.Millisecond
+	at := make(chan time.Time, 2)
+	url, l := serve(t, Shape{RTT: rtt}, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		time.Sleep(rtt)
+		at <- arrived(r)
+	}))
+	c := client(t)
+	begin := time.Now()
+	fetch(t, c, url)
+	first := <-at
+	require.GreaterOrEqual(t, first.Sub(begin), 3*rtt/2, "connecting and half a round trip")
+	require.Less(t, first.Sub(begin), 5*rtt/2)
+	begin = time.Now()
+	fetch(t, c, url)
+	second := <-at
+	require.GreaterOrEqual(t, second.Sub(begin), rtt/2)
+	require.Less(t, second.Sub(begin), 3*rtt/2)
+	l.SetShape(Shape{})
+	c.CloseIdleConnections()
+	begin = time.Now()
+	fetch(t, c, url)
+	require.WithinRange(t, <-at, begin, time.Now())
 }
 
 func TestBandwidth(t *testing.T) {

@@ -10,10 +10,13 @@
 package link
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -106,7 +109,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		return client, nil
 	}
 	inner, server := net.Pipe()
-	c := &conn{client: client, server: inner, total: &l.total, shape: shape, accepted: time.Now(), done: make(chan struct{})}
+	c := &conn{due: new(atomic.Int64), client: client, server: inner, total: &l.total, shape: shape, accepted: time.Now(), done: make(chan struct{})}
 	c.own.rate = shape.PerConn
 	l.mu.Lock()
 	l.mu.conns[c] = struct{}{}
@@ -119,7 +122,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		delete(l.mu.conns, c)
 		l.mu.Unlock()
 	}()
-	return &serverEnd{Conn: server, local: client.LocalAddr(), remote: client.RemoteAddr()}, nil
+	return &serverEnd{Conn: server, local: client.LocalAddr(), remote: client.RemoteAddr(), due: c.due}, nil
 }
 
 // Close implements net.Listener.
@@ -138,6 +141,26 @@ func (l *Listener) Close() error {
 type serverEnd struct {
 	net.Conn
 	local, remote net.Addr
+	due           *atomic.Int64
+}
+
+type dueKey struct{}
+
+// ConnContext is for http.Server: requests know when they arrived, see arrived.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	if s, ok := c.(*serverEnd); ok {
+		return context.WithValue(ctx, dueKey{}, s.due)
+	}
+	return ctx
+}
+
+// arrived is when the last byte of a request that is being served was due at the server by
+// the link, however long this machine took to serve it; now on a connection without a link.
+func arrived(r *http.Request) time.Time {
+	if due, ok := r.Context().Value(dueKey{}).(*atomic.Int64); ok {
+		return time.Unix(0, due.Load())
+	}
+	return time.Now()
 }
 
 func (s *serverEnd) LocalAddr() net.Addr  { return s.local }
@@ -145,6 +168,7 @@ func (s *serverEnd) RemoteAddr() net.Addr { return s.remote }
 
 // conn carries bytes between a client's TCP connection and the server's pipe.
 type conn struct {
+	due            *atomic.Int64 // when the client's last bytes are due at the server, in Unix nanoseconds
 	client, server net.Conn
 	own            bucket
 	total          *bucket
@@ -181,7 +205,9 @@ func (c *conn) run() {
 			if now.Before(established) {
 				now = established
 			}
-			return now.Add(oneWay)
+			at := now.Add(oneWay)
+			c.due.Store(at.UnixNano())
+			return at
 		})
 		c.close() // a client that stops sending has gone: HTTP does not half-close
 	}()

@@ -64,7 +64,9 @@ func run(dir, upstream, addr string, shape link.Shape) error {
 	failed := make(chan error, 4)
 	serve := func(l net.Listener, h http.Handler) { failed <- http.Serve(l, h) }
 	go serve(direct, handler)
-	go serve(listener, counter)
+	go func() {
+		failed <- (&http.Server{Handler: counter, ConnContext: link.ConnContext}).Serve(listener)
+	}()
 	go serve(control, link.Control(counter, listener, holder))
 	go func() {
 		_, err := io.Copy(io.Discard, os.Stdin)

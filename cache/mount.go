@@ -212,6 +212,33 @@ func LazyLayers(mounts any) (layers []digest.Digest) {
 	return layers
 }
 
+// LayerMounts returns the snapshotter's own mounts of what a ref of ours is mounted by, which name
+// the directories of its layers; nil for what is not ours. They may be looked into, and not be used.
+func LayerMounts(mounts any) []mount.Mount {
+	for {
+		switch m := mounts.(type) {
+		case *readonlyMountable:
+			mounts = m.Mountable
+		case *heldMountable:
+			mounts = m.Mountable
+		case *sharedMountable:
+			mounts = m.Mountable
+		case *fastMountable:
+			mounts = m.Mountable
+		case snapshot.Mountable:
+			list, release, err := m.Mount()
+			if err != nil || release == nil {
+				return list
+			}
+			// It counts uses, and this is none.
+			_ = release()
+			return list
+		default:
+			return nil
+		}
+	}
+}
+
 // fastMountable puts the directories that are fast in place of those that answer
 // exactly for xattrs (see remotesnapshot.Xattrs). Through overlay a file is looked
 // at in a third of the time. Only who compares trees asks for attributes that are

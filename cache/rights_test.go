@@ -49,7 +49,7 @@ func (w *world) get(id string, opts ...bkcache.RefOption) *immutableRef {
 
 // mount mounts a record read-only for sessions and returns what the caller gets,
 // not mounted yet.
-func (w *world) mount(h bkcache.ImmutableRef, s bksession.Group) snapshot.Mountable {
+func (w *world) mount(h bkcache.Mountable, s bksession.Group) snapshot.Mountable {
 	w.t.Helper()
 	m, err := h.Mount(w.ctx(), true, s)
 	if err != nil {
@@ -325,6 +325,16 @@ func TestFastDirectories(t *testing.T) {
 	mut, err := w.m.New(w.ctx(), h, group("s"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	held := w.mount(mut, group("s"))
+	if own := LayerMounts(held); len(own) != 1 || own[0].Type != "overlay" || !strings.Contains(fmt.Sprint(own), exactDir) {
+		t.Errorf("a step's layers are %v", own)
+	}
+	if own := LayerMounts(&readonlyMountable{held}); len(own) != 1 {
+		t.Errorf("a step's layers are %v", own)
+	}
+	if LayerMounts(nil) != nil || LayerMounts("?") != nil {
+		t.Error("what is not ours has layers")
 	}
 	inner := &spyMountable{}
 	mnt, err := mut.(*mutableRef).record.mountMutable(w.ctx())

@@ -16,6 +16,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/lazykit/lazykit/remotesnapshot"
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
 	"github.com/lazykit/lazykit/remotesnapshot/lazyfs"
 	"github.com/lazykit/lazykit/remotesnapshot/profile"
 )
@@ -35,7 +36,8 @@ const (
 // announcements are the steps that were planned right on an image, and that may run soon.
 // Safe for concurrent use.
 type announcements struct {
-	fs *lazyfs.FS
+	fs    *lazyfs.FS
+	plain string // directory below which layers are that are not lazy
 
 	mu    sync.Mutex
 	steps []*announced // the oldest first
@@ -142,8 +144,8 @@ func (a *announced) beginLocked(layers []digest.Digest) {
 	if a.step == nil {
 		a.step = a.all.fs.BeginStep(lazyfs.StepOptions{
 			ID: a.id,
-			Files: func() [][]string {
-				return filesNamed(executor.Meta{Args: a.meta.GetArgs(), Env: a.meta.GetEnv(), Cwd: a.meta.GetCwd()})
+			Wants: func() layer.Wants {
+				return filesNamed(executor.Meta{Args: a.meta.GetArgs(), Env: a.meta.GetEnv(), Cwd: a.meta.GetCwd()}).Wants
 			},
 			Broken: a.broken,
 		})

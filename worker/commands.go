@@ -8,34 +8,44 @@ import (
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/util/system"
 	"mvdan.cc/sh/v3/syntax"
+
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
 )
 
 // Bounds of what is looked for in a command line.
 const (
 	maxScript = 8 << 10 // bytes; what follows is left out. Nesting costs some kilobytes a byte
-	maxNamed  = 64      // files
+	maxNamed  = 64      // files, programs and sources
 	maxPaths  = 16      // directories of PATH
 )
 
 // wrappers run the program that their arguments name.
 var wrappers = []string{"command", "env", "exec", "nice", "nohup", "stdbuf", "sudo", "time", "timeout", "xargs"}
 
-// filesNamed lists the files that a process names on its command line and will
-// probably read: programs, also those of a script that a shell is given, and paths. Each
-// is the paths where it may lie, in their order. It is a guess: what is quoted, set by a
-// variable or found out at run time is not seen.
-func filesNamed(m executor.Meta) (files [][]string) {
+// named is what a process names on its command line.
+type named struct {
+	layer.Wants
+	// sources are the paths of programs' texts. One that ends with a slash is a directory
+	// whose sources of Go are meant.
+	sources []string
+}
+
+// filesNamed lists what a process names on its command line and will probably read: programs,
+// also those of a script that a shell is given, paths, and sources. It is a guess: what is
+// quoted, set by a variable or found out at run time is not seen.
+func filesNamed(m executor.Meta) named {
 	if len(m.Args) == 0 {
-		return nil
+		return named{}
 	}
-	n := namer{dirs: searchPath(m.Env), cwd: m.Cwd}
-	n.program(m.Args[0])
-	if script, ok := shellScript(m.Args); ok {
+	n := namer{dirs: searchPath(m.Env), cwd: path.Join("/", m.Cwd)}
+	script, isShell := shellScript(m.Args)
+	if isShell {
+		n.program(m.Args[0], nil)
 		n.script(script)
 	} else {
-		n.arguments(m.Args[1:])
+		n.command(m.Args)
 	}
-	return n.files
+	return n.named
 }
 
 // shellScript returns what a shell's -c has.
@@ -66,33 +76,105 @@ func searchPath(env []string) []string {
 	return slices.DeleteFunc(dirs[:min(len(dirs), maxPaths)], func(d string) bool { return !path.IsAbs(d) })
 }
 
-// namer collects files.
+// namer collects what is named.
 type namer struct {
-	dirs  []string
-	cwd   string
-	files [][]string
+	named
+	dirs []string
+	cwd  string
+	text int // bytes of sources that the command line has
 }
 
-func (n *namer) add(paths ...string) {
-	if len(n.files) < maxNamed && len(paths) > 0 && !slices.ContainsFunc(n.files, func(f []string) bool { return f[0] == paths[0] }) {
-		n.files = append(n.files, paths)
+func (n *namer) full() bool { return len(n.Files)+len(n.Commands)+len(n.sources) >= maxNamed }
+
+// file adds a path.
+func (n *namer) file(p string) {
+	if !n.full() && !slices.ContainsFunc(n.Files, func(f []string) bool { return f[0] == p }) {
+		n.Files = append(n.Files, []string{p})
 	}
 }
 
 // program adds one by its name or path.
-func (n *namer) program(name string) {
+func (n *namer) program(name string, args []string) {
+	var paths []string
 	switch {
-	case !plausible(name):
+	case !plausible(name) || n.full():
+		return
 	case path.IsAbs(name):
-		n.add(path.Clean(name))
+		paths = []string{path.Clean(name)}
 	case strings.Contains(name, "/"):
-		n.add(path.Join("/", n.cwd, name))
+		paths = []string{path.Join(n.cwd, name)}
 	default:
-		paths := make([]string, len(n.dirs))
-		for i, d := range n.dirs {
-			paths[i] = path.Join(d, name)
+		for _, d := range n.dirs {
+			paths = append(paths, path.Join(d, name))
 		}
-		n.add(paths...)
+	}
+	known := func(c layer.Command) bool { return slices.Equal(c.Paths, paths) && slices.Equal(c.Args, args) }
+	if len(paths) > 0 && !slices.ContainsFunc(n.Commands, known) {
+		n.Commands = append(n.Commands, layer.Command{Paths: paths, Args: args})
+	}
+}
+
+// command adds a program with what its arguments name.
+func (n *namer) command(args []string) {
+	n.program(args[0], args[1:])
+	n.arguments(args[1:])
+	switch name := path.Base(args[0]); {
+	case strings.HasPrefix(name, "python"):
+		n.python(args[1:])
+	case name == "go" && len(args) > 1 && slices.Contains([]string{"build", "install", "run", "test", "vet"}, args[1]):
+		n.packages(args[2:])
+	}
+}
+
+// python adds the source that an interpreter is given, or the module.
+func (n *namer) python(args []string) {
+	for i, a := range args[:max(len(args)-1, 0)] {
+		switch {
+		case strings.HasPrefix(a, "-") && !strings.HasPrefix(a, "--") && strings.HasSuffix(a, "c"):
+			n.source("-c.py", args[i+1])
+			return
+		case a == "-m":
+			n.source("-m.py", "import "+args[i+1])
+			return
+		case !strings.HasPrefix(a, "-"):
+			return // a file, which arguments has seen
+		}
+	}
+}
+
+// source adds a source that is on the command line.
+func (n *namer) source(name, text string) {
+	if n.text += len(text); n.text <= maxScript {
+		n.Sources = append(n.Sources, layer.Source{Name: name, Text: []byte(text)})
+	}
+}
+
+// packages adds the directories of packages of Go.
+func (n *namer) packages(args []string) {
+	found := false
+	for _, a := range args {
+		dir, _ := strings.CutSuffix(a, "...")
+		if path.IsAbs(dir) || strings.HasPrefix(dir, "./") || dir == "." {
+			n.sourcePath(dir + "/")
+			found = true
+		}
+	}
+	if !found {
+		n.sourcePath("./")
+	}
+}
+
+// sourcePath adds the path of a source, or of a directory of sources.
+func (n *namer) sourcePath(p string) {
+	at := path.Join(n.cwd, p)
+	if path.IsAbs(p) {
+		at = path.Clean(p)
+	}
+	if strings.HasSuffix(p, "/") {
+		at = strings.TrimSuffix(at, "/") + "/"
+	}
+	if plausible(p) && !n.full() && !slices.Contains(n.sources, at) {
+		n.sources = append(n.sources, at)
 	}
 }
 
@@ -101,14 +183,20 @@ func plausible(name string) bool {
 	return name != "" && len(name) < 256 && name[0] != '-' && !strings.ContainsAny(name, "\x00\n*?[")
 }
 
-// arguments adds paths.
+// arguments adds paths, and sources.
 func (n *namer) arguments(args []string) {
 	for _, a := range args {
 		if path.IsAbs(a) && plausible(a) {
-			n.add(path.Clean(a))
+			n.file(path.Clean(a))
+		}
+		if slices.Contains(sourceExts, path.Ext(a)) {
+			n.sourcePath(a)
 		}
 	}
 }
+
+// sourceExts are extensions of sources that are looked into.
+var sourceExts = []string{".py", ".go", ".c", ".cc", ".cpp", ".cxx", ".C"}
 
 // script adds what the commands of a script name, up to the first that is no script of a
 // shell.
@@ -122,7 +210,7 @@ func (n *namer) script(text string) {
 			}
 			return true
 		})
-		return len(n.files) < maxNamed
+		return !n.full()
 	})
 }
 
@@ -137,8 +225,13 @@ func (n *namer) call(c *syntax.CallExpr) {
 	}
 	for len(args) > 0 {
 		name := args[0]
-		n.program(name)
-		n.arguments(args[1:])
+		n.command(args)
+		if name == "cd" && len(args) > 1 && plausible(args[1]) {
+			n.cwd = path.Join(n.cwd, args[1])
+			if path.IsAbs(args[1]) {
+				n.cwd = path.Clean(args[1])
+			}
+		}
 		if !slices.Contains(wrappers, name) {
 			return
 		}

@@ -94,7 +94,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		snapshotter: sn,
 		resolve:     remotesnapshot.ResolveViews,
 		lazy:        fs,
-		steps:       &announcements{fs: fs},
+		steps:       &announcements{fs: fs, plain: filepath.Join(root, "snapshots")},
 		blobs:       filepath.Join(dir, contentDir, "blobs"),
 		collect:     rest.run,
 		stalled:     traffic.stalled,

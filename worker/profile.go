@@ -8,6 +8,7 @@ import (
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
 
 	"github.com/lazykit/lazykit/cache"
+	"github.com/lazykit/lazykit/remotesnapshot/layer"
 	"github.com/lazykit/lazykit/remotesnapshot/lazyfs"
 	"github.com/lazykit/lazykit/remotesnapshot/profile"
 )
@@ -30,16 +31,20 @@ func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mou
 	if step == nil {
 		step = e.fs.BeginStep(lazyfs.StepOptions{
 			ID:     dgst,
-			Files:  func() [][]string { return filesNamed(p.Meta) },
+			Wants:  func() layer.Wants { return filesNamed(p.Meta).Wants },
 			Broken: broken,
 		})
 	}
 	defer func() { step.End(err == nil) }()
-	rootfs.Src = followedMountable{rootfs.Src, step}
+	rootfs.Src = followedMountable{rootfs.Src, step, func(ref executor.MountableRef) {
+		if dirs := plainDirs(cache.LayerMounts(ref), e.announcements.plain); len(dirs) > 0 {
+			step.Runs(func() []layer.Source { return readSources(filesNamed(p.Meta).sources, dirs) })
+		}
+	}}
 	all := make([]executor.Mount, len(mounts))
 	for i, m := range mounts {
 		if m.Src != nil { // nil: a tmpfs
-			m.Src = followedMountable{m.Src, step}
+			m.Src = followedMountable{m.Src, step, nil}
 		}
 		all[i] = m
 	}
@@ -81,13 +86,17 @@ func (e *readError) Unwrap() error {
 // followedMountable is one mount of a step.
 type followedMountable struct {
 	executor.Mountable
-	step *lazyfs.Step
+	step   *lazyfs.Step
+	mounts func(executor.MountableRef) // is told; may be nil
 }
 
 func (m followedMountable) Mount(ctx context.Context, readonly bool) (executor.MountableRef, error) {
 	ref, err := m.Mountable.Mount(ctx, readonly)
 	if err == nil {
 		m.step.Reads(cache.LazyLayers(ref))
+		if m.mounts != nil {
+			m.mounts(ref)
+		}
 	}
 	return ref, err
 }

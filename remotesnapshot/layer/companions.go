@@ -15,7 +15,7 @@ import (
 
 // companions are the libraries that programs and libraries of most distributions need, of
 // those that nearly every build runs. Of a library the key is what precedes ".so", an asterisk
-// stands for its version, and a name that ends with a dot for any version there is. A wrong name
+// stands for its version, and a name that ends with a dot or a hyphen for any version there is. A wrong name
 // is looked for and not found, or costs the bytes of a library, which are counted (allowance).
 var companions = map[string][]string{
 	"apt-get":        {"libapt-private.so.0.0"},
@@ -32,9 +32,13 @@ var companions = map[string][]string{
 	"ls":             {"libselinux.so.1"},
 	"mkdir":          {"libselinux.so.1"},
 	"mv":             {"libselinux.so.1", "libacl.so.1", "libattr.so.1"},
+	"python3":        {"libm.so.6", "libz.so.1", "libexpat.so.1"},
 	"sed":            {"libselinux.so.1", "libacl.so.1"},
 	"stat":           {"libselinux.so.1"},
 	"tar":            {"libselinux.so.1", "libacl.so.1"},
+	"cc1":            {"libisl.so.", "libmpc.so.3", "libz.so.1", "libzstd.so.1"},
+	"cc1plus":        {"libisl.so.", "libmpc.so.3", "libz.so.1", "libzstd.so.1"},
+	"ld":             {"libbfd-", "libctf.so.0", "libjansson.so.4", "libsframe.so.0"},
 	"libapt-pkg":     {"libz.so.1", "libbz2.so.1.0", "liblzma.so.5", "liblz4.so.1", "libzstd.so.1", "libudev.so.1", "libsystemd.so.0", "libgcrypt.so.20", "libxxhash.so.0", "libstdc++.so.6"},
 	"libapt-private": {"libapt-pkg.so.6.0"},
 	"libcurl":        {"libnghttp2.so.14", "libssl.so.3"},
@@ -45,6 +49,10 @@ var companions = map[string][]string{
 	"libssl":         {"libcrypto.so.*"},
 	"libstdc++":      {"libm.so.6", "libgcc_s.so.1"},
 	"libsystemd":     {"libcap.so.2", "libgcrypt.so.20"},
+	"libgfortran":    {"libquadmath.so.0"},
+	"libisl":         {"libgmp.so.10"},
+	"liblapack":      {"libblas.so.3", "libgfortran.so.5"},
+	"libmpc":         {"libmpfr.so.6"},
 	"libgcrypt":      {"libgpg-error.so.0"},
 	"libxml2":        {"libicuuc.so.*", "liblzma.so.5", "libz.so.1"},
 }
@@ -68,7 +76,7 @@ var libraryDirs = func() (dirs []string) {
 
 // wantLibrary wishes for a library, and for those that it is known to need.
 func (im image) wantLibrary(c clue, dirs []string, name string) {
-	if strings.HasSuffix(name, ".") {
+	if strings.HasSuffix(name, ".") || strings.HasSuffix(name, "-") {
 		p, ok := im.anyVersion(name)
 		if !ok {
 			return
@@ -96,35 +104,16 @@ func (im image) wantHabits(name string) {
 	}
 }
 
-// wantCommand wishes for the first of some paths that there is. What lies where programs lie
-// will run: with the libraries that it is known to need.
-func (im image) wantCommand(paths []string) {
-	for _, p := range paths {
-		at, ok := im.file(p)
-		if !ok {
-			continue
-		}
-		at.layer.wish(byCommand, at.inode)
-		if dir := path.Base(path.Dir(p)); dir == "bin" || dir == "sbin" {
-			im.wantCompanions(path.Base(p), at)
-		}
-		return
-	}
-}
-
 // stubSize is the largest program of which little more than a call of a library can be expected.
 const stubSize = 64 << 10
 
-// wantCompanions wishes for the libraries of a program by its name, and by the one that the
-// file itself has: of python3, python3.11. A small program with a library of its own name, like
-// node with libnode.so.108, is mostly that library.
-func (im image) wantCompanions(name string, at location) {
+// wantCompanions wishes for the libraries of a program by the name it is called by, and by the
+// one that its file has: of python3, python3.11. A small program with a library of its own name,
+// like node with libnode.so.108, is mostly that library.
+func (im image) wantCompanions(name, file string, at location) {
 	names := []string{name}
-	if p, ok := at.layer.pathOf(at.inode); ok {
-		at.layer.followKnown(im, p)
-		if path.Base(p) != name {
-			names = append(names, path.Base(p))
-		}
+	if path.Base(file) != name {
+		names = append(names, path.Base(file))
 	}
 	var node estargz.Inode
 	stub := at.layer.toc.Inode(at.inode, &node) == nil && node.Size <= stubSize

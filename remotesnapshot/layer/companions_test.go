@@ -25,7 +25,7 @@ func TestCompanions(t *testing.T) {
 			library("libicui18n.so.72"), library("libicuuc.so.72"), library("libicudata.so.72"), library("libcrypto.so.1.1"), library("libcrypto.so.3"),
 			alone("usr/share/nodejs/undici/undici-fetch.js", ""),
 		})
-	image[1].Want(t.Context(), [][]string{{"/nowhere/mkdir", "/bin/mkdir"}, {"/usr/local/bin/node", "/usr/bin/node"}})
+	image[1].Want(t.Context(), Wants{Commands: []Command{{Paths: []string{"/nowhere/mkdir", "/bin/mkdir"}}, {Paths: []string{"/usr/local/bin/node", "/usr/bin/node"}}}})
 	image[0].come(0, "usr/bin/mkdir", lib+"libselinux.so.1", lib+"libpcre2-8.so.0.11", lib+"libssl.so.1.1", lib+"libz.so.1")
 	image[1].come(0, lib+"libnode.so.108", lib+"libicui18n.so.72", lib+"libicuuc.so.72", lib+"libicudata.so.72", lib+"libcrypto.so.1.1",
 		"usr/share/nodejs/undici/undici-fetch.js")
@@ -34,15 +34,14 @@ func TestCompanions(t *testing.T) {
 	}
 }
 
-// A program that is more than a stub is not the library of its name, and what does not lie
-// where programs lie is not run.
+// A program that is more than a stub is not the library of its name, and a file is not run.
 func TestNoCompanions(t *testing.T) {
 	const lib = "usr/lib/x86_64-linux-gnu/"
 	o := openImage(t, []estargztest.Entry{
 		estargztest.File("usr/bin/perl", make([]byte, stubSize+1)), alone(lib+"libperl.so.5.36", ""),
 		alone("usr/share/mkdir", ""), alone(lib+"libselinux.so.1", ""),
 	})[0]
-	o.Want(t.Context(), [][]string{{"/usr/bin/perl"}, {"/usr/share/mkdir"}})
+	o.Want(t.Context(), Wants{Commands: []Command{{Paths: []string{"/usr/bin/perl"}}}, Files: [][]string{{"/usr/share/mkdir"}}})
 	o.come(0, "usr/bin/perl", "usr/share/mkdir")
 	require.False(t, o.has(lib+"libperl.so.5.36"))
 	require.False(t, o.has(lib+"libselinux.so.1"))

@@ -2,7 +2,6 @@ package layer
 
 import (
 	"bytes"
-	"context"
 	"path"
 	"regexp"
 	"slices"
@@ -143,6 +142,10 @@ func (l *Layer) follow(inode uint32, data []byte) {
 		}
 		if path.Base(name) == "env" && arg != "" {
 			im.want(byProgram, "/usr/local/bin/"+arg, "/usr/bin/"+arg)
+			name = arg
+		}
+		if strings.HasPrefix(path.Base(name), "python3") {
+			im.wantSources(l.ctx, []Source{{p + ".py", data}})
 		}
 	}
 }
@@ -156,30 +159,6 @@ func (im image) want(c clue, paths ...string) bool {
 		}
 	}
 	return false
-}
-
-// everywhere is what nearly every process reads at its start: who its user is, the shell, the
-// loader, and the C library.
-var everywhere = [][]string{
-	{"/etc/passwd"}, {"/etc/group"}, {"/bin/sh"},
-	{"/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib/ld-musl-x86_64.so.1", "/lib/ld-musl-aarch64.so.1"},
-	{"/lib/x86_64-linux-gnu/libc.so.6", "/lib/aarch64-linux-gnu/libc.so.6", "/lib64/libc.so.6"},
-}
-
-// Want wishes for files that a process in the layer's image will probably read soon: of
-// each the first path that there is, and what every process reads. It waits for nothing, and
-// asks for nothing more when ctx has ended.
-func (l *Layer) Want(ctx context.Context, files [][]string) {
-	l.start(func() {
-		im, release := l.image()
-		defer release()
-		for _, paths := range slices.Concat(everywhere, files) {
-			if ctx.Err() != nil {
-				return
-			}
-			im.wantCommand(paths)
-		}
-	})
 }
 
 // followProgram wishes for the loader and the libraries of a program, and for
@@ -278,8 +257,12 @@ func (im image) wantDriven(prefix string, plus bool) {
 	if plus {
 		proper = "cc1plus"
 	}
+	im.want(byDriver, "/usr/include/stdc-predef.h")
 	for _, name := range []string{"as", "ld"} {
 		im.want(byDriver, prefix+"/bin/"+name)
+	}
+	for _, name := range append(companionsOf(proper), companionsOf("ld")...) {
+		im.wantLibrary(byDriver, libraryDirs, name)
 	}
 	for _, lib := range []string{"/libexec/gcc", "/lib/gcc"} {
 		machines, ok := im.find(prefix + lib)

@@ -221,7 +221,9 @@ func TestWant(t *testing.T) {
 			estargztest.Symlink("lib", "usr/lib"), alone(lib+"libz.so.1", string(elf("", ""))), alone("bin/other", ""),
 		},
 		[]estargztest.Entry{alone("usr/bin/tool", string(elf("/lib64/ld-linux-x86-64.so.2", "", "libz.so.1"))), alone("data", "")})
-	image[1].Want(t.Context(), [][]string{{"/usr/local/bin/tool", "/usr/bin/tool", "/bin/other"}, {"/missing"}, {"/data"}, {"/usr"}})
+	image[1].Want(t.Context(), Wants{
+		Files: [][]string{{"/missing"}, {"/data"}, {"/usr"}}, Commands: []Command{{Paths: []string{"/usr/local/bin/tool", "/usr/bin/tool", "/bin/other"}}},
+	})
 	image[1].come(0, "usr/bin/tool", "data")
 	image[0].come(0, "etc/passwd", "etc/group", "bin/dash", "lib64/ld-linux-x86-64.so.2", lib+"libc.so.6", lib+"libz.so.1")
 	require.False(t, image[0].has("bin/other"))
@@ -229,7 +231,7 @@ func TestWant(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	image = openImage(t, []estargztest.Entry{alone("etc/passwd", "")})
-	image[0].Want(ended, [][]string{{"/etc/passwd"}})
+	image[0].Want(ended, Wants{Files: [][]string{{"/etc/passwd"}}})
 	require.Empty(t, image[0].blob.requests())
 }
 

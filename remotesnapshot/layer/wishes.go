@@ -52,12 +52,12 @@ const (
 var allowance = [clues]int64{
 	byProgram: 24 << 20,
 	byInclude: 1 << 20,
-	byImport:  2 << 20,
+	byImport:  4 << 20,
 	bySource:  256 << 10,
 	byPackage: 8 << 20,
 	byHabit:   1 << 20,
 	byCommand: 16 << 20,
-	byDriver:  6 << 20,
+	byDriver:  10 << 20,
 }
 
 // wish is a file, or parts of it.

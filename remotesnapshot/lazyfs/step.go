@@ -23,6 +23,8 @@ type Step struct {
 	mu    sync.Mutex
 	ended bool
 	uses  []use
+	begun chan struct{} // closed when what Reads began last has ended; nil before
+	known bool          // a profile knows the step
 }
 
 // use is a layer that a step may read.
@@ -36,9 +38,9 @@ type use struct {
 type StepOptions struct {
 	// ID is what profile.StepDigest returns.
 	ID digest.Digest
-	// Files, when set, lists those that the step will probably read: of each the paths where
-	// it may lie, in their order. It is asked when no profile knows anything of the step.
-	Files func() [][]string
+	// Wants, when set, says what the step will probably read. It is asked when no profile
+	// knows anything of the step.
+	Wants func() layer.Wants
 	// Broken is called when a read has failed, see Step.ReadError, that only this step can
 	// have asked for: there is no use in going on. It may be called more than once, and
 	// must not block. Required.
@@ -63,23 +65,57 @@ func (s *Step) Reads(layers []digest.Digest) {
 	for _, dgst := range layers {
 		added = append(added, s.add(s.fs.entriesOf(dgst))...)
 	}
-	if len(added) > 0 {
-		s.fs.inBackground(func() { s.ahead(added) })
+	if len(added) == 0 {
+		return
+	}
+	done := make(chan struct{})
+	s.mu.Lock()
+	s.begun = done
+	s.mu.Unlock()
+	if !s.fs.inBackground(func() { defer close(done); s.ahead(added) }) {
+		close(done)
 	}
 }
 
 // ahead fetches what the step has read before of layers, or else what it names.
 func (s *Step) ahead(uses []use) {
 	if s.fs.profiles != nil && s.replay(uses) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.known = true
 		return
 	}
-	var files [][]string
-	if s.opts.Files != nil {
-		files = s.opts.Files()
+	var wants layer.Wants
+	if s.opts.Wants != nil {
+		wants = s.opts.Wants()
 	}
 	for _, u := range uses {
-		u.layer.Want(s.ctx, files)
+		u.layer.Want(s.ctx, wants)
 	}
+}
+
+// Runs says that the step runs sources that are not in its layers, which read returns; it may
+// block, and is not called when a profile knows the step. To be called after Reads.
+func (s *Step) Runs(read func() []layer.Source) {
+	s.mu.Lock()
+	begun := s.begun
+	s.mu.Unlock()
+	if begun == nil {
+		return // nothing is lazy
+	}
+	s.fs.inBackground(func() {
+		<-begun
+		s.mu.Lock()
+		uses, known := slices.Clone(s.uses), s.known
+		s.mu.Unlock()
+		if known || len(uses) == 0 {
+			return
+		}
+		sources := read()
+		for _, u := range uses {
+			u.layer.WantSources(s.ctx, sources)
+		}
+	})
 }
 
 // add begins to record the layers of entries that are new to the step.

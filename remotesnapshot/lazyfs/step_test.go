@@ -212,3 +212,35 @@ func TestStepHoldsItsLayers(t *testing.T) {
 	require.NoError(t, w.Close())
 	s.End(true)
 }
+
+// What a step runs is looked into for what it names in the layers, unless a profile says more.
+func TestStepRunsSources(t *testing.T) {
+	reg := blobtest.New(t)
+	opts := Options{ProfileDir: filepath.Join(t.TempDir(), "profiles")}
+	w := start(t, opts, reg)
+	src := push(reg, "app:latest", layerOf(t, 1, "usr/include/a.h", "usr/include/b.h", "usr/include/c.h"))
+	read := func() []layer.Source {
+		return []layer.Source{{Name: "main.c", Text: []byte("#include <b.h>\n")}}
+	}
+	never := func() []layer.Source {
+		t.Error("sources are read")
+		return nil
+	}
+	s := w.BeginStep(StepOptions{ID: stepOne, Broken: func() {}})
+	s.Runs(never) // no layer of it is lazy
+	dir, _ := w.resolved(src)
+	reg.Reset()
+	s.Reads([]digest.Digest{src.Digest})
+	s.Runs(read)
+	eventually(t, "fetched", func() bool { return w.Info(src.Digest).Prefetched > 100_000 })
+	reg.Stop()
+	check(t, dir, "usr/include/b.h", contents(1, 1))
+	s.End(true)
+	s.Runs(never)
+	known(t, opts.ProfileDir, src, stepOne)
+
+	s = w.begin(stepOne, src)
+	s.Runs(never)
+	s.End(true)
+	require.NoError(t, w.Close()) // it waits for what would read them
+}

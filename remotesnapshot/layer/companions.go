@@ -41,6 +41,7 @@ var companions = map[string][]string{
 	"ld":             {"libbfd-", "libctf.so.0", "libjansson.so.4", "libsframe.so.0"},
 	"libapt-pkg":     {"libz.so.1", "libbz2.so.1.0", "liblzma.so.5", "liblz4.so.1", "libzstd.so.1", "libudev.so.1", "libsystemd.so.0", "libgcrypt.so.20", "libxxhash.so.0", "libstdc++.so.6"},
 	"libapt-private": {"libapt-pkg.so.6.0"},
+	"libbrotlidec":   {"libbrotlicommon.so.1"},
 	"libcurl":        {"libnghttp2.so.14", "libssl.so.3"},
 	"libicui18n":     {"libicuuc.so.*"},
 	"libicuuc":       {"libicudata.so.*", "libstdc++.so.6"},

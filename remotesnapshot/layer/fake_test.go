@@ -27,6 +27,8 @@ type fakeBlob struct {
 		requests  []fakeRequest
 		coming    []*fakeFlight
 		completes int
+		rate      int64 // what Link says
+		wait      time.Duration
 		closed    int
 		serve     func(ctx context.Context, r fakeRequest) error // nil: at once
 		damage    map[int64]int                                  // offset -> how often it arrives wrong
@@ -249,7 +251,17 @@ func (b *fakeBlob) Local() bool {
 	return b.mu.local
 }
 
-func (b *fakeBlob) Link() (int64, time.Duration) { return 0, 0 }
+func (b *fakeBlob) Link() (int64, time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.mu.rate, b.mu.wait
+}
+
+func (b *fakeBlob) setLink(rate int64, wait time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.rate, b.mu.wait = rate, wait
+}
 
 func (b *fakeBlob) Fetched() int64 {
 	b.mu.Lock()

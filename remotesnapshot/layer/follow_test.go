@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -338,4 +339,29 @@ func TestReadsOfWhatCameAhead(t *testing.T) {
 	}
 	require.Positive(t, balance())
 	require.Len(t, o.blob.requests(), 3)
+}
+
+// A step's first wishes go into fewer requests where the bytes between take no longer.
+func TestManyWishesAreJoined(t *testing.T) {
+	var entries []estargztest.Entry
+	for i := range 2 * manyWishes {
+		entries = append(entries, alone(fmt.Sprintf("bin/x%02d", i), "x"))
+	}
+	for _, rate := range []int64{0, 100 << 20} {
+		o := openImage(t, entries)[0]
+		o.blob.setLink(rate, 50*time.Millisecond)
+		var c []Command
+		for i := range 2 * manyWishes {
+			c = append(c, Command{Paths: []string{fmt.Sprintf("/bin/x%02d", i)}})
+		}
+		o.Want(t.Context(), Wants{Commands: c})
+		for i := range 2 * manyWishes {
+			o.come(0, fmt.Sprintf("bin/x%02d", i))
+		}
+		if n := len(o.blob.requests()); rate == 0 {
+			require.Equal(t, 2*manyWishes, n)
+		} else {
+			require.Equal(t, manyWishes, n)
+		}
+	}
 }

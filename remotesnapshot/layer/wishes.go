@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lazykit/lazykit/estargz"
@@ -25,6 +26,11 @@ const (
 	// wishGap is how many bytes that nobody asked for may lie between two wishes
 	// of one request.
 	wishGap = 192 << 10
+	// manyWishes is how many requests the first wishes of a layer may take before wider
+	// gaps are closed, of maxWishGap at most, and of maxWishRoom together.
+	manyWishes  = 8
+	maxWishGap  = 3 << 19
+	maxWishRoom = 2 << 20
 	// smallWish is the size of a request that is sent before larger ones.
 	smallWish = 1 << 20
 	// maxWished bounds the files of a layer that are wished for, in its life.
@@ -68,7 +74,8 @@ type wish struct {
 
 // wishes of a layer.
 type wishes struct {
-	mu struct {
+	begun atomic.Bool // some were granted
+	mu    struct {
 		sync.Mutex
 		seen    map[uint32]struct{} // files wished for or followed
 		unread  map[uint32]wished
@@ -304,6 +311,9 @@ func (l *Layer) grant() {
 			return
 		}
 		ranges := l.planWishes(waiting)
+		if l.wishes.begun.CompareAndSwap(false, true) {
+			ranges = l.joinMany(ranges)
+		}
 		// What is small is mostly needed first, and delays the rest the least.
 		slices.SortStableFunc(ranges, func(a, b wishRange) int { return cmp.Compare(a.size(), b.size()) })
 		for i, r := range ranges {
@@ -378,23 +388,62 @@ func (l *Layer) missing(v wish) (w window, ok bool) {
 // joinRanges makes one request of neighbours, where nothing between them is
 // present or on its way.
 func joinRanges(ranges []wishRange, w *windows, present func(off, size int64) bool) (out []wishRange) {
-	slices.SortStableFunc(ranges, func(a, b wishRange) int { return int(min(max(a.lo-b.lo, -1), 1)) })
+	slices.SortStableFunc(ranges, func(a, b wishRange) int { return cmp.Compare(a.lo, b.lo) })
 	for _, r := range ranges {
-		n := len(out) - 1
-		if n < 0 || out[n].hi == 0 || r.hi == 0 || r.lo-out[n].hi > wishGap || max(r.hi, out[n].hi)-out[n].lo > w.limit ||
-			r.lo > out[n].hi && (w.touches(span{out[n].hi, r.lo}) || present(out[n].hi, r.lo-out[n].hi)) {
+		if n := len(out) - 1; n >= 0 && out[n].canJoin(r, wishGap, w, present) {
+			out[n] = out[n].join(r, w)
+		} else {
 			out = append(out, r)
-			continue
 		}
-		between, first, second := func() {}, out[n].done, r.done
-		if r.lo > out[n].hi {
-			between = w.start(span{out[n].hi, r.lo})
-		}
-		out[n].hi = max(out[n].hi, r.hi)
-		out[n].files = append(out[n].files, r.files...)
-		out[n].done = func() { first(); second(); between() }
 	}
 	return out
+}
+
+// canJoin says whether r, which does not begin before a, may go into one request with it.
+func (a wishRange) canJoin(r wishRange, gap int64, w *windows, present func(off, size int64) bool) bool {
+	if a.hi == 0 || r.hi == 0 || r.lo-a.hi > gap || max(r.hi, a.hi)-a.lo > w.limit {
+		return false
+	}
+	return r.lo <= a.hi || !w.touches(span{a.hi, r.lo}) && !present(a.hi, r.lo-a.hi)
+}
+
+func (a wishRange) join(r wishRange, w *windows) wishRange {
+	between := func() {}
+	if r.lo > a.hi {
+		between = w.start(span{a.hi, r.lo})
+	}
+	return wishRange{
+		span:  span{a.lo, max(a.hi, r.hi)},
+		files: append(a.files, r.files...),
+		done:  func() { a.done(); r.done(); between() },
+	}
+}
+
+// joinMany joins the nearest of ranges, which are in order, while there are more than
+// manyWishes: a gap is closed when its bytes take no longer than a request on a new connection,
+// and are not much more than those beside it.
+func (l *Layer) joinMany(ranges []wishRange) []wishRange {
+	rate, wait := l.blob.Link()
+	gap := min(int64(2*float64(rate)*wait.Seconds()), maxWishGap)
+	for room := min(2*gap, maxWishRoom); len(ranges) > manyWishes; {
+		best := -1
+		for i := range len(ranges) - 1 {
+			a, r := ranges[i], ranges[i+1]
+			if 2*(r.lo-a.hi) > 3*(a.size()+r.size()) {
+				continue
+			}
+			if (best < 0 || r.lo-a.hi < ranges[best+1].lo-ranges[best].hi) && a.canJoin(r, min(gap, room), l.windows, l.blob.Present) {
+				best = i
+			}
+		}
+		if best < 0 {
+			break
+		}
+		room -= max(ranges[best+1].lo-ranges[best].hi, 0)
+		ranges[best] = ranges[best].join(ranges[best+1], l.windows)
+		ranges = slices.Delete(ranges, best+1, best+2)
+	}
+	return ranges
 }
 
 // fetchWishes asks for a range and has its files looked into when it has come. Errors are

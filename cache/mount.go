@@ -215,7 +215,7 @@ func LazyLayers(mounts any) (layers []digest.Digest) {
 // LayerMounts returns the snapshotter's own mounts of what a ref of ours is mounted by, which name
 // the directories of its layers; nil for what is not ours. They may be looked into, and not be used.
 func LayerMounts(mounts any) []mount.Mount {
-	for {
+	for ours := false; ; ours = true {
 		switch m := mounts.(type) {
 		case *readonlyMountable:
 			mounts = m.Mountable
@@ -226,6 +226,9 @@ func LayerMounts(mounts any) []mount.Mount {
 		case *fastMountable:
 			mounts = m.Mountable
 		case snapshot.Mountable:
+			if !ours {
+				return nil
+			}
 			list, release, err := m.Mount()
 			if err != nil || release == nil {
 				return list

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -79,9 +77,7 @@ func (p *preparation) run(ctx context.Context) error {
 		return err
 	}
 	p.resolve(ctx, missing)
-	if f := p.m.opts.Resolved; f != nil && len(p.sources) > 0 {
-		f(slices.Collect(maps.Values(p.sources)))
-	}
+	p.tellResolved(missing)
 	fctx, cancel := context.WithCancel(ctx)
 	p.fetcher, fctx = errgroup.WithContext(fctx)
 	defer func() {
@@ -95,6 +91,19 @@ func (p *preparation) run(ctx context.Context) error {
 		return context.Cause(fctx)
 	}
 	return err
+}
+
+// tellResolved tells whom it concerns which of some layers are lazy.
+func (p *preparation) tellResolved(layers []*record) {
+	var list []remotesnapshot.Source
+	for _, r := range layers {
+		if src, ok := p.sources[r]; ok {
+			list = append(list, src)
+		}
+	}
+	if p.m.opts.Resolved != nil && len(list) > 0 {
+		p.m.opts.Resolved(list)
+	}
 }
 
 // hasSnapshot says whether a record's snapshot is there.

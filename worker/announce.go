@@ -26,11 +26,16 @@ import (
 // meanwhile.
 
 const (
-	// maxAnnounced bounds the steps that are remembered. One whose result is in the cache
-	// never runs.
-	maxAnnounced = 256
+	// maxAnnounced bounds the steps that are remembered, for announcedAge at most: one whose
+	// result is in the cache never runs.
+	maxAnnounced = 64
+	announcedAge = 2 * time.Minute
+	// maxAnnouncedSize is how much a step's command line may have, in bytes.
+	maxAnnouncedSize = 64 << 10
 	// announcedFor is how long a step reads ahead without its process.
 	announcedFor = 10 * time.Second
+	// maxAhead is how many steps read ahead of the same layers at the same time.
+	maxAhead = 8
 )
 
 // announcements are the steps that were planned right on an image, and that may run soon.
@@ -48,12 +53,12 @@ type announced struct {
 	all       *announcements
 	reference string // of the image
 	meta      *pb.Meta
+	id        digest.Digest
+	at        time.Time
 
-	id    digest.Digest
 	step  *lazyfs.Step // from when the image can be read until the process runs
 	timer *time.Timer  // ends it, with step
 	kill  func()       // ends the process; nil before it runs
-	bad   bool         // kill is to be called
 }
 
 // resolveExec makes the operation of a RUN as BuildKit's worker does, with an executor that
@@ -111,10 +116,24 @@ func inputOf(v solver.Vertex, n int64) (solver.Vertex, bool) {
 	return inputs[n].Vertex, true
 }
 
+// add remembers a step, in the place of another one that does the same; nil when it is too
+// large to be remembered.
 func (s *announcements) add(reference string, meta *pb.Meta) *announced {
-	a := &announced{all: s, reference: reference, meta: meta, id: profile.StepDigest(meta.GetArgs(), meta.GetCwd())}
+	size := len(meta.GetCwd())
+	for _, list := range [][]string{meta.GetArgs(), meta.GetEnv()} {
+		for _, v := range list {
+			size += len(v)
+		}
+	}
+	if size > maxAnnouncedSize {
+		return nil
+	}
+	a := &announced{all: s, reference: reference, meta: meta, id: profile.StepDigest(meta.GetArgs(), meta.GetCwd()), at: time.Now()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.steps = slices.DeleteFunc(s.steps, func(o *announced) bool {
+		return o.step == nil && (o.reference == reference && o.id == a.id || a.at.Sub(o.at) > announcedAge)
+	})
 	if len(s.steps) >= maxAnnounced {
 		s.steps = slices.Delete(s.steps, 0, 1)
 	}
@@ -122,21 +141,24 @@ func (s *announcements) add(reference string, meta *pb.Meta) *announced {
 	return a
 }
 
-// resolved says which layers can be read now: the steps on their image read ahead. It does not
-// block.
+// resolved says which layers can be read now: the steps on their image read ahead, the latest
+// ones if there are many. It does not block.
 func (s *announcements) resolved(layers []remotesnapshot.Source) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, a := range s.steps {
+	n := 0
+	for _, a := range slices.Backward(s.steps) {
 		var of []digest.Digest
 		for _, l := range layers {
 			if l.Reference == a.reference {
 				of = append(of, l.Digest)
 			}
 		}
-		if len(of) > 0 {
-			a.beginLocked(of)
+		if len(of) == 0 || n == maxAhead || time.Since(a.at) > announcedAge {
+			continue
 		}
+		n++
+		a.beginLocked(of)
 	}
 }
 
@@ -151,7 +173,7 @@ func (a *announced) beginLocked(layers []digest.Digest) {
 		})
 		a.timer = time.AfterFunc(announcedFor, func() { a.take("", nil) })
 	}
-	a.step.Reads(layers)
+	a.step.WillRead(layers)
 }
 
 // take hands the step over to who runs its process, and ends it. It returns nil when none has
@@ -176,18 +198,17 @@ func (a *announced) take(id digest.Digest, kill func()) *lazyfs.Step {
 		step.End(false)
 		return nil
 	}
-	if a.kill = kill; a.bad {
-		kill()
-	}
+	a.kill = kill
 	return step
 }
 
-// broken says that a read has failed which only this step can have asked for.
+// broken is called when a read has failed which only this step can have asked for: its process
+// runs.
 func (a *announced) broken() {
 	a.all.mu.Lock()
-	defer a.all.mu.Unlock()
-	a.bad = true
-	if a.kill != nil {
-		a.kill()
+	kill := a.kill
+	a.all.mu.Unlock()
+	if kill != nil {
+		kill()
 	}
 }

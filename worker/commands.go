@@ -17,6 +17,7 @@ const (
 	maxScript = 8 << 10 // bytes; what follows is left out. Nesting costs some kilobytes a byte
 	maxNamed  = 64      // files, programs and sources
 	maxPaths  = 16      // directories of PATH
+	maxPath   = 4096    // bytes of a directory's path: PATH_MAX
 )
 
 // wrappers run the program that their arguments name.
@@ -32,12 +33,15 @@ type named struct {
 
 // filesNamed lists what a process names on its command line and will probably read: programs,
 // also those of a script that a shell is given, paths, and sources. It is a guess: what is
-// quoted, set by a variable or found out at run time is not seen.
+// set by a variable, given to another shell or found out at run time is not seen.
 func filesNamed(m executor.Meta) named {
 	if len(m.Args) == 0 {
 		return named{}
 	}
-	n := namer{dirs: searchPath(m.Env), cwd: path.Join("/", m.Cwd)}
+	n := namer{dirs: searchPath(m.Env), cwd: "/"}
+	if len(m.Cwd) < maxPath {
+		n.cwd = path.Join("/", m.Cwd)
+	}
 	script, isShell := shellScript(m.Args)
 	if isShell {
 		n.program(m.Args[0], nil)
@@ -73,7 +77,7 @@ func searchPath(env []string) []string {
 		}
 	}
 	dirs := strings.Split(list, ":")
-	return slices.DeleteFunc(dirs[:min(len(dirs), maxPaths)], func(d string) bool { return !path.IsAbs(d) })
+	return slices.DeleteFunc(dirs[:min(len(dirs), maxPaths)], func(d string) bool { return !path.IsAbs(d) || len(d) >= maxPath })
 }
 
 // namer collects what is named.
@@ -226,7 +230,7 @@ func (n *namer) call(c *syntax.CallExpr) {
 	for len(args) > 0 {
 		name := args[0]
 		n.command(args)
-		if name == "cd" && len(args) > 1 && plausible(args[1]) {
+		if name == "cd" && len(args) > 1 && plausible(args[1]) && len(n.cwd) < maxPath {
 			n.cwd = path.Join(n.cwd, args[1])
 			if path.IsAbs(args[1]) {
 				n.cwd = path.Clean(args[1])

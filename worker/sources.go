@@ -3,10 +3,10 @@ package worker
 import (
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -25,6 +25,7 @@ const (
 	maxSourceSize = 256 << 10
 	maxSourcesAll = 2 << 20 // bytes of all of them
 	maxPlain      = 32      // directories
+	maxEntries    = 1 << 10 // of a directory
 )
 
 // plainDirs are the directories below root of which a root file system is made, the upper ones
@@ -68,12 +69,12 @@ func readSources(paths, dirs []string) (sources []layer.Source) {
 			if err != nil {
 				continue
 			}
-			found := sourcesIn(root, rel, strings.HasSuffix(p, "/"))
+			found := sourcesIn(root, rel, strings.HasSuffix(p, "/"), maxSources-len(sources), maxSourcesAll-size)
 			root.Close()
-			for _, s := range found[:min(len(found), maxSources-len(sources))] {
+			for _, s := range found {
 				size += len(s.Text)
-				sources = append(sources, s)
 			}
+			sources = append(sources, found...)
 			if len(found) > 0 {
 				break
 			}
@@ -82,25 +83,29 @@ func readSources(paths, dirs []string) (sources []layer.Source) {
 	return sources
 }
 
-// sourcesIn reads a file, or the sources of Go in a directory.
-func sourcesIn(root *os.Root, name string, dir bool) (sources []layer.Source) {
+// sourcesIn reads a file, or the sources of Go in a directory: n at most, of room bytes.
+func sourcesIn(root *os.Root, name string, dir bool, n, room int) (sources []layer.Source) {
 	if !dir {
-		text, err := readSource(root, name)
+		text, err := readSource(root, name, room)
 		if err != nil {
 			return nil
 		}
 		return []layer.Source{{Name: name, Text: text}}
 	}
-	entries, err := fs.ReadDir(root.FS(), name)
+	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0) // nothing but a directory is opened
 	if err != nil {
 		return nil
 	}
+	defer f.Close()
+	entries, _ := f.ReadDir(maxEntries) // what comes before an error will do
+	slices.SortFunc(entries, func(a, b os.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	for _, e := range entries {
-		if path.Ext(e.Name()) != ".go" || strings.HasSuffix(e.Name(), "_test.go") || len(sources) >= maxSources {
+		if path.Ext(e.Name()) != ".go" || strings.HasSuffix(e.Name(), "_test.go") || len(sources) >= n || room <= 0 {
 			continue
 		}
-		if text, err := readSource(root, path.Join(name, e.Name())); err == nil {
+		if text, err := readSource(root, path.Join(name, e.Name()), room); err == nil {
 			sources = append(sources, layer.Source{Name: e.Name(), Text: text})
+			room -= len(text)
 		}
 	}
 	return sources
@@ -109,7 +114,7 @@ func sourcesIn(root *os.Root, name string, dir bool) (sources []layer.Source) {
 var errNoSource = errors.New("not a regular file")
 
 // readSource reads the beginning of a file, which may be anything: a client's COPY has made it.
-func readSource(root *os.Root, name string) ([]byte, error) {
+func readSource(root *os.Root, name string, room int) ([]byte, error) {
 	// To open a device may do something. The layer does not change any more.
 	if st, err := root.Stat(name); err != nil || !st.Mode().IsRegular() {
 		return nil, errors.Join(err, errNoSource)
@@ -119,5 +124,5 @@ func readSource(root *os.Root, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxSourceSize))
+	return io.ReadAll(io.LimitReader(f, int64(min(maxSourceSize, room))))
 }

@@ -45,6 +45,9 @@ func TestReadSources(t *testing.T) {
 	require.NoError(t, os.Symlink("loop.py", filepath.Join(upper, "loop.py")))
 	require.NoError(t, unix.Mkfifo(filepath.Join(upper, "fifo.py"), 0o644))
 	require.NoError(t, os.Mkdir(filepath.Join(upper, "dir.py"), 0o755))
+	if os.Geteuid() == 0 {
+		require.NoError(t, unix.Mknod(filepath.Join(upper, "null.py"), unix.S_IFCHR|0o644, int(unix.Mkdev(1, 3))))
+	}
 	dirs := []string{upper, filepath.Join(upper, "missing"), lower}
 	read := func(paths ...string) (texts []string) {
 		for _, s := range readSources(paths, dirs) {
@@ -54,7 +57,8 @@ func TestReadSources(t *testing.T) {
 	}
 	require.Equal(t, []string{"upper", "x", "upper"}, read("/app/main.py", "/app/x.py", "/in.py"))
 	require.Equal(t, []layer.Source{{Name: "a.go", Text: []byte("package a")}}, readSources([]string{"/app/"}, dirs))
-	require.Empty(t, read("/out.py", "/up.py", "/loop.py", "/fifo.py", "/dir.py", "/missing.py", "/missing/", "/", "/app/main.py/", "/../"+secret))
+	require.Empty(t, read("/out.py", "/up.py", "/loop.py", "/fifo.py", "/dir.py", "/missing.py", "/missing/", "/", "/app/main.py/", "/../"+secret,
+		"/fifo.py/", "/null.py/", "/null.py", "/loop.py/", "/out.py/"))
 	require.Len(t, read("/large.c")[0], maxSourceSize)
 
 	for i := range 2 * maxSources {

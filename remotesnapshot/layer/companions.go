@@ -127,7 +127,7 @@ func (im image) wantCompanions(name, file string, at location) {
 		}
 		if lib, ok := im.anyVersion("lib" + name + ".so."); ok {
 			if at, ok := im.file(lib); ok {
-				at.layer.wishProgram(at.inode)
+				at.layer.wishAll(byCommand, at.inode)
 			}
 			im.wantLibrary(byCommand, []string{path.Dir(lib)}, path.Base(lib))
 		}

@@ -36,6 +36,18 @@ type python struct {
 	tag   string   // "cpython-311" of compiled modules
 }
 
+// add notes where modules are, and what is in the names of compiled ones.
+func (py *python) add(tag string, roots []string) {
+	py.Lock()
+	defer py.Unlock()
+	py.tag = tag
+	for _, d := range roots {
+		if !slices.Contains(py.roots, d) && len(py.roots) < maxRoots {
+			py.roots = append(py.roots, d)
+		}
+	}
+}
+
 // maxRoots bounds the directories that modules are looked for in.
 const maxRoots = 8
 
@@ -221,14 +233,13 @@ var pythonName = regexp.MustCompile(`^python3\.([0-9]{1,3})$`)
 func (l *Layer) startPython(im image, prefix, minor string) {
 	version, tag := "python3."+minor, "cpython-3"+minor
 	lib := prefix + "/lib/" + version
-	l.python.Lock()
-	l.python.tag = tag
+	var roots []string
 	for _, d := range []string{lib, prefix + "/lib/python3/dist-packages", "/usr/local/lib/" + version + "/dist-packages", lib + "/site-packages"} {
-		if at, ok := im.find(d); ok && at.mode == unix.S_IFDIR && !slices.Contains(l.python.roots, d) && len(l.python.roots) < maxRoots {
-			l.python.roots = append(l.python.roots, d)
+		if at, ok := im.find(d); ok && at.mode == unix.S_IFDIR {
+			roots = append(roots, d)
 		}
 	}
-	l.python.Unlock()
+	l.python.add(tag, roots)
 	modules := []string{"encodings", "encodings/aliases", "encodings/utf_8", "sitecustomize"}
 	if n, err := strconv.Atoi(minor); err == nil && n < 11 { // part of the interpreter since then
 		modules = append(modules, "codecs", "io", "abc", "site", "os", "stat", "posixpath", "genericpath", "_collections_abc", "_sitebuiltins")

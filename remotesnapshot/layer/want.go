@@ -4,8 +4,6 @@ import (
 	"context"
 	"path"
 	"slices"
-
-	"golang.org/x/sys/unix"
 )
 
 // Wants are what a process will probably read, as far as its command line says.
@@ -102,8 +100,7 @@ func (im image) wantGoTools(root string) {
 	for _, machine := range tools.names(maxVersions) {
 		for _, name := range []string{"compile", "asm", "cgo", "link"} {
 			if at, ok := im.file(path.Join(root, "pkg/tool", machine, name)); ok {
-				at.layer.wish(byCommand, at.inode)
-				at.layer.wishProgram(at.inode)
+				at.layer.wishAll(byCommand, at.inode)
 			}
 		}
 	}
@@ -125,12 +122,7 @@ func (im image) wantSources(ctx context.Context, sources []Source) {
 		case ".c", ".h", ".cc", ".cpp", ".cxx", ".c++", ".C", ".hh", ".hpp", ".hxx":
 			im.wantIncluded(s.Text, ext != ".c")
 		case ".go":
-			for _, root := range []string{"/usr/local/go", "/usr/lib/go", "/usr/lib/golang"} {
-				if at, ok := im.find(root + "/src"); ok {
-					at.layer.followPackages(im, root+"/src/main/main.go", s.Text)
-					break
-				}
-			}
+			im.wantImported(s.Text)
 		}
 	}
 }
@@ -143,8 +135,30 @@ func (im image) wantIncluded(text []byte, plus bool) {
 			from = path.Join("/usr/include/c++", v, "main")
 		}
 	}
-	if at, ok := im.find(path.Dir(from)); ok && at.mode == unix.S_IFDIR {
-		at.layer.followHeader(im, from, text)
+	dirs := includeDirs(im, from)
+	for _, name := range included(text) {
+		for _, d := range dirs {
+			if at, ok := im.file(d + "/" + name); ok {
+				at.layer.wish(byInclude, at.inode)
+				break
+			}
+		}
+	}
+}
+
+// wantImported wishes for the packages of Go's own library that a source imports.
+func (im image) wantImported(text []byte) {
+	for _, root := range []string{"/usr/local/go", "/usr/lib/go", "/usr/lib/golang"} {
+		at, ok := im.find(root + "/src")
+		if !ok {
+			continue
+		}
+		for _, name := range packages(text) {
+			if im.wantPackage(root + "/src/" + name) {
+				at.layer.wishes.imported(name)
+			}
+		}
+		return
 	}
 }
 

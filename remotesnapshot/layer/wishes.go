@@ -62,7 +62,7 @@ var allowance = [clues]int64{
 	bySource:  256 << 10,
 	byPackage: 8 << 20,
 	byHabit:   1 << 20,
-	byCommand: 16 << 20,
+	byCommand: 32 << 20,
 	byDriver:  10 << 20,
 }
 
@@ -256,6 +256,25 @@ func (l *Layer) wish(c clue, inode uint32) {
 	}
 }
 
+// wishAll is wish for a program of which all is needed, though it is larger than a window.
+func (l *Layer) wishAll(c clue, inode uint32) {
+	if l.blob.Local() || l.pool.opts.Window <= 0 {
+		return
+	}
+	first, last, ok := l.windows.parts(inode)
+	size, err := l.sizeOf(first, last)
+	if !ok || err != nil || size <= l.pool.opts.Window || size > wholeProgram {
+		l.wish(c, inode)
+		return
+	}
+	if added, start := l.wishes.add(c, wish{inode, first, first}, size); added {
+		if start {
+			l.startWishes()
+		}
+		l.wishProgram(inode)
+	}
+}
+
 // isLoaded says whether a clue names programs and libraries.
 func isLoaded(c clue) bool { return c == byProgram || c == byCommand || c == byDriver }
 
@@ -425,7 +444,13 @@ func (a wishRange) join(r wishRange, w *windows) wishRange {
 func (l *Layer) joinMany(ranges []wishRange) []wishRange {
 	rate, wait := l.blob.Link()
 	gap := min(int64(2*float64(rate)*wait.Seconds()), maxWishGap)
-	for room := min(2*gap, maxWishRoom); len(ranges) > manyWishes; {
+	requests := 0
+	for _, r := range ranges {
+		if r.hi > r.lo {
+			requests++
+		}
+	}
+	for room := min(2*gap, maxWishRoom); requests > manyWishes; requests-- {
 		best := -1
 		for i := range len(ranges) - 1 {
 			a, r := ranges[i], ranges[i+1]

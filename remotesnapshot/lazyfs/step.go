@@ -31,7 +31,7 @@ type Step struct {
 type use struct {
 	entry     *entry
 	layer     *layer.Layer
-	recording *layer.Recording
+	recording *layer.Recording // nil until the step reads
 }
 
 // StepOptions describe a step.
@@ -54,25 +54,39 @@ func (fs *FS) BeginStep(opts StepOptions) *Step {
 	return s
 }
 
-// Reads says that the step may read the layers with these digests, as far as they
-// are readable already; of those that it was told before, nothing is new. It waits for no
-// network and no disk.
+// WillRead says that the step will probably read the layers with these digests, as far as they
+// are readable already: what it needs of them is fetched ahead. Nothing is noted of what is read.
+// It waits for no network and no disk.
+func (s *Step) WillRead(layers []digest.Digest) { s.see(layers, false) }
+
+// Reads says that the step may read the layers with these digests from now on, as WillRead
+// does; what it was told before is not fetched again.
 //
 // What other steps read of the same layers at the same time counts for this one
 // as well: the kernel does not say for whom it reads.
-func (s *Step) Reads(layers []digest.Digest) {
+func (s *Step) Reads(layers []digest.Digest) { s.see(layers, true) }
+
+func (s *Step) see(layers []digest.Digest, record bool) {
 	var added []use
 	for _, dgst := range layers {
-		added = append(added, s.add(s.fs.entriesOf(dgst))...)
+		added = append(added, s.add(s.fs.entriesOf(dgst), record)...)
 	}
 	if len(added) == 0 {
 		return
 	}
 	done := make(chan struct{})
 	s.mu.Lock()
+	before := s.begun
 	s.begun = done
 	s.mu.Unlock()
-	if !s.fs.inBackground(func() { defer close(done); s.ahead(added) }) {
+	started := s.fs.inBackground(func() {
+		defer close(done)
+		if before != nil {
+			<-before
+		}
+		s.ahead(added)
+	})
+	if !started {
 		close(done)
 	}
 }
@@ -89,9 +103,21 @@ func (s *Step) ahead(uses []use) {
 	if s.opts.Wants != nil {
 		wants = s.opts.Wants()
 	}
-	for _, u := range uses {
+	for _, u := range s.images(uses) {
 		u.layer.Want(s.ctx, wants)
 	}
+}
+
+// images leaves one use of each image: a layer finds the others of its own.
+func (s *Step) images(uses []use) (out []use) {
+	seen := map[string]bool{}
+	for _, u := range uses {
+		if ref := s.fs.referenceOf(u.entry); !seen[ref] {
+			seen[ref] = true
+			out = append(out, u)
+		}
+	}
+	return out
 }
 
 // Runs says that the step runs sources that are not in its layers, which read returns; it may
@@ -112,32 +138,36 @@ func (s *Step) Runs(read func() []layer.Source) {
 			return
 		}
 		sources := read()
-		for _, u := range uses {
+		for _, u := range s.images(uses) {
 			u.layer.WantSources(s.ctx, sources)
 		}
 	})
 }
 
-// add begins to record the layers of entries that are new to the step.
-func (s *Step) add(entries []*entry) (added []use) {
+// add takes the layers of entries among those of the step, and returns those that are new;
+// record begins to note what is read of them.
+func (s *Step) add(entries []*entry, record bool) (added []use) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
 		return nil
 	}
 	for _, e := range entries {
-		l := e.content.layer.Load()
-		if l == nil || slices.ContainsFunc(s.uses, func(u use) bool { return u.entry == e }) {
-			continue
+		i := slices.IndexFunc(s.uses, func(u use) bool { return u.entry == e })
+		if i < 0 {
+			l := e.content.layer.Load()
+			if l == nil || !s.fs.retainOpen(e) {
+				continue
+			}
+			i = len(s.uses)
+			s.uses = append(s.uses, use{entry: e, layer: l})
+			added = append(added, s.uses[i])
 		}
-		if !s.fs.retainOpen(e) {
-			continue
+		if u := &s.uses[i]; record && u.recording == nil {
+			u.recording = u.layer.Record()
+			u.recording.WhenFailed(s.opts.Broken)
 		}
-		rec := l.Record()
-		rec.WhenFailed(s.opts.Broken)
-		added = append(added, use{e, l, rec})
 	}
-	s.uses = append(s.uses, added...)
 	return added
 }
 
@@ -179,6 +209,9 @@ func (s *Step) ReadError() error {
 	var first error
 	others := 0
 	for _, u := range s.uses {
+		if u.recording == nil {
+			continue
+		}
 		n, err := u.recording.Failed()
 		if err == nil {
 			continue
@@ -209,14 +242,19 @@ func (s *Step) End(completed bool) {
 	}
 	read := make([][]profile.Range, len(uses))
 	whole := make([]bool, len(uses))
+	recorded := false
 	for i, u := range uses {
+		if u.recording == nil {
+			continue
+		}
+		recorded = true
 		var ranges []layer.Range
 		ranges, whole[i] = u.recording.Stop()
 		for _, r := range ranges {
 			read[i] = append(read[i], profile.Range{Off: r.Off, Len: r.Size})
 		}
 	}
-	if s.fs.profiles == nil || len(uses) == 0 {
+	if s.fs.profiles == nil || !recorded {
 		done()
 		return
 	}
@@ -224,6 +262,9 @@ func (s *Step) End(completed bool) {
 		defer done()
 		put := make(map[digest.Digest]bool, len(uses))
 		for i, u := range uses {
+			if u.recording == nil {
+				continue
+			}
 			// A blob that is two layers, by two TOCs, has one profile.
 			blob := u.entry.key.blob
 			if err := s.fs.profiles.Put(blob, s.opts.ID, read[i], whole[i] && completed && !put[blob]); err != nil {

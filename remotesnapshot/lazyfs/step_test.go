@@ -244,3 +244,41 @@ func TestStepRunsSources(t *testing.T) {
 	s.End(true)
 	require.NoError(t, w.Close()) // it waits for what would read them
 }
+
+// A step that will read fetches ahead, and nothing is put down to it until it reads.
+func TestStepThatWillRead(t *testing.T) {
+	reg := blobtest.New(t)
+	opts := Options{ProfileDir: filepath.Join(t.TempDir(), "profiles"), Layer: layer.Options{Window: -1}}
+	w := start(t, opts, reg)
+	src := push(reg, "app:latest", layerOf(t, 1, "a", "b", "c"))
+	s := w.begin(stepOne)
+	s.WillRead([]digest.Digest{src.Digest}) // it can't be read yet
+	dir, _ := w.resolved(src)
+	s.WillRead([]digest.Digest{src.Digest})
+	check(t, dir, "a", contents(1, 0))
+	require.NoError(t, s.ReadError(), "it reads nothing")
+	idle := w.begin(stepTwo)
+	idle.WillRead([]digest.Digest{src.Digest})
+	idle.End(false)
+
+	s.Reads([]digest.Digest{src.Digest})
+	check(t, dir, "b", contents(1, 1))
+	require.NoError(t, s.ReadError())
+	s.End(true)
+	ranges := known(t, opts.ProfileDir, src, stepOne)
+	require.Len(t, ranges, 1)
+	require.InDelta(t, 100_000, ranges[0].Len, 2000)
+	require.NoError(t, w.Close()) // it waits for what is written
+	profiles, err := profile.Open(opts.ProfileDir)
+	require.NoError(t, err)
+	ranges, err = profiles.Get(src.Digest, stepTwo)
+	require.NoError(t, err)
+	require.Empty(t, ranges)
+
+	other := start(t, opts, reg)
+	other.resolved(src)
+	s = other.begin(stepOne)
+	s.WillRead([]digest.Digest{src.Digest})
+	eventually(t, "fetched", func() bool { return other.Info(src.Digest).Prefetched >= 90_000 })
+	s.End(false)
+}

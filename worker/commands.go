@@ -90,6 +90,14 @@ type namer struct {
 
 func (n *namer) full() bool { return len(n.Files)+len(n.Commands)+len(n.sources) >= maxNamed }
 
+// abs is a path as seen from the root.
+func (n *namer) abs(p string) string {
+	if path.IsAbs(p) {
+		return path.Clean(p)
+	}
+	return path.Join(n.cwd, p)
+}
+
 // file adds a path.
 func (n *namer) file(p string) {
 	if !n.full() && !slices.ContainsFunc(n.Files, func(f []string) bool { return f[0] == p }) {
@@ -103,10 +111,8 @@ func (n *namer) program(name string, args []string) {
 	switch {
 	case !plausible(name) || n.full():
 		return
-	case path.IsAbs(name):
-		paths = []string{path.Clean(name)}
 	case strings.Contains(name, "/"):
-		paths = []string{path.Join(n.cwd, name)}
+		paths = []string{n.abs(name)}
 	default:
 		for _, d := range n.dirs {
 			paths = append(paths, path.Join(d, name))
@@ -170,10 +176,7 @@ func (n *namer) packages(args []string) {
 
 // sourcePath adds the path of a source, or of a directory of sources.
 func (n *namer) sourcePath(p string) {
-	at := path.Join(n.cwd, p)
-	if path.IsAbs(p) {
-		at = path.Clean(p)
-	}
+	at := n.abs(p)
 	if strings.HasSuffix(p, "/") {
 		at = strings.TrimSuffix(at, "/") + "/"
 	}
@@ -231,10 +234,7 @@ func (n *namer) call(c *syntax.CallExpr) {
 		name := args[0]
 		n.command(args)
 		if name == "cd" && len(args) > 1 && plausible(args[1]) && len(n.cwd) < maxPath {
-			n.cwd = path.Join(n.cwd, args[1])
-			if path.IsAbs(args[1]) {
-				n.cwd = path.Clean(args[1])
-			}
+			n.cwd = n.abs(args[1])
 		}
 		if !slices.Contains(wrappers, name) {
 			return

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
@@ -18,7 +19,6 @@ import (
 // that could not read all they wanted.
 type followed struct {
 	executor.Executor
-	fs            *lazyfs.FS
 	announcements *announcements
 	announced     *announced // of the operation whose process is run; nil: it is not announced
 }
@@ -26,19 +26,20 @@ type followed struct {
 func (e followed) Run(ctx context.Context, id string, rootfs executor.Mount, mounts []executor.Mount, p executor.ProcessInfo, started chan<- struct{}) (_ resourcestypes.Recorder, err error) {
 	running, kill := context.WithCancelCause(ctx)
 	defer kill(nil)
+	names := sync.OnceValue(func() named { return filesNamed(p.Meta) })
 	dgst, broken := profile.StepDigest(p.Meta.Args, p.Meta.Cwd), func() { kill(errBroken) }
 	step := e.announced.take(dgst, broken)
 	if step == nil {
-		step = e.fs.BeginStep(lazyfs.StepOptions{
+		step = e.announcements.fs.BeginStep(lazyfs.StepOptions{
 			ID:     dgst,
-			Wants:  func() layer.Wants { return filesNamed(p.Meta).Wants },
+			Wants:  func() layer.Wants { return names().Wants },
 			Broken: broken,
 		})
 	}
 	defer func() { step.End(err == nil) }()
 	rootfs.Src = followedMountable{rootfs.Src, step, func(ref executor.MountableRef) {
 		if dirs := plainDirs(cache.LayerMounts(ref), e.announcements.plain); len(dirs) > 0 {
-			step.Runs(func() []layer.Source { return readSources(filesNamed(p.Meta).sources, dirs) })
+			step.Runs(func() []layer.Source { return readSources(names().sources, dirs) })
 		}
 	}}
 	all := make([]executor.Mount, len(mounts))

@@ -173,7 +173,7 @@ func workerOpt(dir string, opts Options, p *parts) (base.WorkerOpt, error) {
 	sn := containerdsnapshot.NewSnapshotter(p.storage.name, client, namespace, opts.IDMapping)
 	steps := p.exec.executor
 	if p.storage.steps != nil {
-		steps = followed{steps, p.storage.steps.fs, p.storage.steps, nil}
+		steps = followed{steps, p.storage.steps, nil}
 	}
 	wopt := base.WorkerOpt{
 		ID:               id,

@@ -399,19 +399,15 @@ func (py *python) source(p string) (source string, ok bool) {
 	if !ok || module == "" || tag == "" || path.Ext(p) != ".pyc" {
 		return "", false
 	}
-	py.Lock()
-	defer py.Unlock()
-	py.tag = tag
+	var roots []string
 	for d := dir; len(d) > 1; d = path.Dir(d) {
 		base := path.Base(d)
-		if base != "site-packages" && base != "dist-packages" && !strings.HasPrefix(base, "python3.") {
-			continue
+		if base == "site-packages" || base == "dist-packages" || strings.HasPrefix(base, "python3.") {
+			roots = []string{d}
+			break
 		}
-		if !slices.Contains(py.roots, d) && len(py.roots) < maxRoots {
-			py.roots = append(py.roots, d)
-		}
-		break
 	}
+	py.add(tag, roots)
 	return dir + "/" + module + ".py", true
 }
 

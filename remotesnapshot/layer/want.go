@@ -137,12 +137,7 @@ func (im image) wantIncluded(text []byte, plus bool) {
 	}
 	dirs := includeDirs(im, from)
 	for _, name := range included(text) {
-		for _, d := range dirs {
-			if at, ok := im.file(d + "/" + name); ok {
-				at.layer.wish(byInclude, at.inode)
-				break
-			}
-		}
+		im.want(byInclude, joinAll(dirs, name)...)
 	}
 }
 

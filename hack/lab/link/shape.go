@@ -109,7 +109,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		return client, nil
 	}
 	inner, server := net.Pipe()
-	c := &conn{due: new(atomic.Int64), client: client, server: inner, total: &l.total, shape: shape, accepted: time.Now(), done: make(chan struct{})}
+	c := &conn{client: client, server: inner, total: &l.total, shape: shape, accepted: time.Now(), done: make(chan struct{})}
 	c.own.rate = shape.PerConn
 	l.mu.Lock()
 	l.mu.conns[c] = struct{}{}
@@ -122,7 +122,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		delete(l.mu.conns, c)
 		l.mu.Unlock()
 	}()
-	return &serverEnd{Conn: server, local: client.LocalAddr(), remote: client.RemoteAddr(), due: c.due}, nil
+	return &serverEnd{Conn: server, local: client.LocalAddr(), remote: client.RemoteAddr(), due: &c.due}, nil
 }
 
 // Close implements net.Listener.
@@ -168,7 +168,7 @@ func (s *serverEnd) RemoteAddr() net.Addr { return s.remote }
 
 // conn carries bytes between a client's TCP connection and the server's pipe.
 type conn struct {
-	due            *atomic.Int64 // when the client's last bytes are due at the server, in Unix nanoseconds
+	due            atomic.Int64 // when the client's last bytes are due at the server, in Unix nanoseconds
 	client, server net.Conn
 	own            bucket
 	total          *bucket

@@ -98,6 +98,7 @@ func (p *preparation) tellResolved(layers []*record) {
 	var list []remotesnapshot.Source
 	for _, r := range layers {
 		if src, ok := p.sources[r]; ok {
+			r.ahead.Store(p.m.lazy.Info(src.Digest).Fetched)
 			list = append(list, src)
 		}
 	}

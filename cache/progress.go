@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,23 +81,22 @@ func (m *Manager) reportFetch(ctx context.Context, desc ocispecs.Descriptor) (st
 }
 
 // reportReads reports how much of the lazy layers that are mounted has been
-// fetched so far.
+// fetched so far, if anything of them was fetched for the step that mounts them.
 func (h *ref) reportReads(ctx context.Context) (stop func()) {
 	var layers []digest.Digest
+	before, shown := map[digest.Digest]int64{}, map[digest.Digest]int64{}
 	for _, r := range h.record.ancestry() {
 		if list, err := h.m.sourcesOf(ctx, r); err == nil && len(list) > 0 {
-			layers = append(layers, keyBlob.get(r.meta))
+			l := keyBlob.get(r.meta)
+			layers = append(layers, l)
+			shown[l] = h.m.lazy.Info(l).Fetched
+			before[l] = cmp.Or(r.ahead.Swap(0), shown[l])
 		}
 	}
 	if len(layers) == 0 {
 		return func() {}
 	}
 	started := time.Now()
-	before, shown := map[digest.Digest]int64{}, map[digest.Digest]int64{}
-	for _, l := range layers {
-		before[l] = h.m.lazy.Info(l).Fetched
-		shown[l] = before[l]
-	}
 	return report(ctx, func(pw progress.Writer, last bool) {
 		for _, l := range layers {
 			info := h.m.lazy.Info(l)

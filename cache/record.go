@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 
 	bkcache "github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/snapshot"
@@ -26,6 +27,10 @@ type record struct {
 
 	// Guarded by state.io.
 	mounted snapshot.Mountable // how the record is mounted; nil: not known
+
+	// ahead is how much of a lazy layer had been fetched before anything was read ahead of the
+	// first step that mounts it, which takes it; 0: not known.
+	ahead atomic.Int64
 }
 
 // state is what twins share.

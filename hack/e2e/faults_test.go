@@ -235,7 +235,9 @@ func TestCopyFailsWithTheCause(t *testing.T) {
 				return strings.Contains(said, l.Digest.String())
 			})
 			require.True(t, named, "a layer")
-			for _, part := range []string{"bytes=", p.Addr, "503"} {
+			// The rights are asked for meanwhile, and what fails first is said.
+			require.Regexp(t, "bytes=|check blob", said)
+			for _, part := range []string{p.Addr, "503"} {
 				require.Contains(t, said, part)
 			}
 			p.Set()

@@ -65,7 +65,7 @@ func newCache(ctx context.Context, opt base.WorkerOpt, s storage) (*cache.Manage
 }
 
 // newBase puts BuildKit's sources and operations around the cache manager.
-func newBase(ctx context.Context, opt base.WorkerOpt, cm *cache.Manager) (*base.Worker, error) {
+func newBase(ctx context.Context, opt base.WorkerOpt, cm *cache.Manager, s storage) (*base.Worker, error) {
 	w := &base.Worker{WorkerOpt: opt, CacheMgr: cm}
 	var err error
 	if w.SourceManager, err = source.NewManager(); err != nil {
@@ -81,7 +81,11 @@ func newBase(ctx context.Context, opt base.WorkerOpt, cm *cache.Manager) (*base.
 		ResolverType:  containerimage.ResolverTypeRegistry,
 		LeaseManager:  opt.LeaseManager,
 	}
-	if w.ImageSource, err = containerimage.NewSource(images); err != nil {
+	pulled := images
+	if s.expect != nil {
+		pulled.ContentStore = manifests{opt.ContentStore, s.expect}
+	}
+	if w.ImageSource, err = containerimage.NewSource(pulled); err != nil {
 		return nil, fmt.Errorf("image source: %w", err)
 	}
 	layouts := images
@@ -106,7 +110,7 @@ func newBase(ctx context.Context, opt base.WorkerOpt, cm *cache.Manager) (*base.
 	if err != nil {
 		return nil, fmt.Errorf("local source: %w", err)
 	}
-	for _, s := range []source.Source{w.ImageSource, w.OCILayoutSource, blobs, w.HTTPSource, files} {
+	for _, s := range []source.Source{imageSource{w.ImageSource}, w.OCILayoutSource, blobs, w.HTTPSource, files} {
 		w.SourceManager.Register(s)
 	}
 	if err := git.Supported(); err != nil {

@@ -94,6 +94,7 @@ func openLazy(ctx context.Context, dir string, opts Options) (_ storage, rerr er
 		snapshotter: sn,
 		resolve:     remotesnapshot.ResolveViews,
 		lazy:        fs,
+		expect:      fs.Expect,
 		steps:       &announcements{fs: fs, plain: filepath.Join(root, "snapshots")},
 		blobs:       filepath.Join(dir, contentDir, "blobs"),
 		collect:     rest.run,

@@ -63,6 +63,8 @@ type storage struct {
 	lazy remotesnapshot.Lazy
 	// notLazy is why lazy is nil, if that is not what the options ask for.
 	notLazy error
+	// expect is told of lazy layers that will soon be asked for; may be nil.
+	expect func(layers []remotesnapshot.Source, s remotesnapshot.Sessions)
 	// steps let lazy know which steps run, and will run; may be nil.
 	steps *announcements
 	// blobs is where the content store keeps blobs, if lazy can make them local.
@@ -128,7 +130,7 @@ func New(ctx context.Context, opts Options) (_ *Worker, rerr error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := newBase(ctx, wopt, cm)
+	w, err := newBase(ctx, wopt, cm, p.storage)
 	if err != nil {
 		return nil, err
 	}

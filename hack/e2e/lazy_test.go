@@ -1,15 +1,18 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lazykit/lazykit/hack/lab"
+	"github.com/lazykit/lazykit/hack/lab/fault"
 )
 
 const helloDockerfile = `FROM %BASE%
@@ -78,4 +81,29 @@ func TestExportFetchesOnlyTheRest(t *testing.T) {
 	}
 	blob := blobInTar(t, out, img.Layers[1].Digest)
 	require.Equal(t, img.Layers[1].Digest, blob, "the base's layer is exported as it came")
+}
+
+// The tables of contents of layers are asked for when the manifest has come, beside the
+// image's config.
+func TestLayersAreAskedForBesideTheConfig(t *testing.T) {
+	privileged(t)
+	p, ref, img := front(t, fault.Options{})
+	d := daemon(t, lab.DaemonOptions{Program: ours(t), Snapshotter: "stargz", Registries: []string{p.Addr}})
+	p.Set(
+		fault.Fault{On: []fault.Kind{fault.Manifest}, Skip: 2, Hang: true}, // HEAD and GET of the manifest pass
+		fault.Fault{On: []fault.Kind{fault.TOC}, Delay: time.Millisecond},
+	)
+	ctx, cancel := context.WithCancel(testContext(t))
+	defer cancel()
+	done := make(chan error, 1)
+	opts := lab.BuildOptions{Dockerfile: reading(ref, "", "some", "1", "/a")}
+	go func() {
+		_, err := lab.Build(ctx, d.Addr, opts)
+		done <- err
+	}()
+	require.Eventually(t, func() bool { return p.Hits() >= 1+len(img.Layers) }, 20*time.Second, 10*time.Millisecond)
+	cancel()
+	require.Error(t, <-done)
+	p.Set()
+	build(t, d, opts)
 }

@@ -157,6 +157,23 @@ func (fs *FS) resolveAhead(srcs []remotesnapshot.Source) {
 	}
 }
 
+// expectTime bounds what Expect does.
+const expectTime = 30 * time.Second
+
+// Expect begins to resolve layers of one image that will soon be asked for, and lets the reads
+// authenticate through s as long as that takes. It does not block. Errors are left to the
+// Resolve that will meet them.
+func (fs *FS) Expect(srcs []remotesnapshot.Source, s remotesnapshot.Sessions) {
+	fs.inBackground(func() {
+		ctx, cancel := context.WithTimeout(fs.ctx, expectTime)
+		defer cancel()
+		for _, src := range srcs {
+			defer fs.Hold(src, s)()
+		}
+		_ = fs.Resolve(ctx, srcs...)
+	})
+}
+
 // firstReads is how many requests a step begins with of which nothing is known.
 const firstReads = 16
 

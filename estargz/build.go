@@ -3,11 +3,13 @@ package estargz
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 
+	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,14 +40,21 @@ func newBuilder(toc *source, byBlob bool) *builder {
 	}
 }
 
-// build reads the whole TOC.
-func build(ctx context.Context, toc *source, byBlob bool) (*builder, error) {
+// build reads the whole TOC, and finds the digest of its document.
+func build(ctx context.Context, toc *source, byBlob bool) (*builder, digest.Digest, error) {
 	r, err := toc.open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer r.Close()
-	return buildFrom(ctx, r, toc, byBlob)
+	h := sha256.New()
+	p := newPump(r, h)
+	b, err := buildFrom(ctx, p, toc, byBlob)
+	p.stop()
+	if err != nil {
+		return nil, "", err
+	}
+	return b, digest.NewDigest(digest.SHA256, h), nil // done has seen the end
 }
 
 // buildFrom reads a TOC's document from r.

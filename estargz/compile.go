@@ -1,7 +1,6 @@
 package estargz
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -10,25 +9,77 @@ import (
 	"os"
 	"path/filepath"
 
+	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
 // Compile checks the entries and writes the compact form (see Open) to a new
 // file at path: temporary file, then rename, so that path is either as it was or
 // whole; nothing is synced, as the file's checksum finds what a crash may leave.
+// See the package comment for what it costs.
+//
+// Nothing is written unless the TOC is the one whose digest the manifest carries: of the JSON
+// for the gzip formats, and for zstd:chunked of the compressed TOC or, where
+// only eStargz' annotation is there, of the JSON (both bind every byte that
+// is read here). Otherwise the error wraps ErrMismatch. Every chunk must have a digest.
+//
 // Errors of the TOC's contents wrap ErrCorrupt and name the entry; others are
-// those of ctx and of the file system. See the package comment for what it costs.
-func (v *Verified) Compile(ctx context.Context, path string) error {
-	if v.byBlob && v.toc.loc.Format == FormatEStargzExtern {
+// those of ctx and of the file system.
+func (u *Unverified) Compile(ctx context.Context, want digest.Digest, path string) error {
+	if err := want.Validate(); err != nil {
+		return mismatchf("TOC digest %q: %w", string(want), err)
+	}
+	if want.Algorithm() != digest.SHA256 {
+		return mismatchf("TOC digest %s: digest algorithm %s is not supported", want, want.Algorithm())
+	}
+	known := u.toc.vouchedBy(want)
+	b, got, err := build(ctx, &u.toc, false)
+	if err != nil {
+		return u.toc.blame(ctx, want, known, err)
+	}
+	if !known && got != want {
+		return mismatchf("TOC has digest %s, the manifest says %s", got, want)
+	}
+	return b.compile(ctx, path)
+}
+
+// blame finds out whose fault an error of a TOC's contents is: these bytes', which are not those
+// that the manifest names, or the manifest's.
+func (s *source) blame(ctx context.Context, want digest.Digest, known bool, cause error) error {
+	if known || ctx.Err() != nil {
+		return cause
+	}
+	got, err := s.jsonDigest(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return err
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrMismatch, err)
+	case got != want:
+		return mismatchf("TOC has digest %s, the manifest says %s", got, want)
+	}
+	return cause
+}
+
+// CompileByBlob is Compile for a blob that was fetched whole and whose digest the
+// caller has verified (legacy stargz, or no TOC digest in the manifest). The
+// chunks of such a TOC may lack digests: nothing but the blob's own bytes
+// may be served through it. An external TOC is not a part of the blob, and refused.
+func (u *Unverified) CompileByBlob(ctx context.Context, path string) error {
+	if u.toc.loc.Format == FormatEStargzExtern {
 		return corruptf("external TOC: the blob's digest does not vouch for it")
 	}
-	b, err := build(ctx, &v.toc, v.byBlob)
+	b, _, err := build(ctx, &u.toc, true)
 	if err != nil {
 		return err
 	}
+	return b.compile(ctx, path)
+}
+
+func (b *builder) compile(ctx context.Context, path string) error {
 	t, err := b.number()
 	if err != nil {
-		return v.toc.readError(ctx, err)
+		return b.toc.readError(ctx, err)
 	}
 	return t.writeFile(path)
 }
@@ -60,7 +111,7 @@ func (t *tables) write(f *os.File) error {
 		return err
 	}
 	sum := crc32.New(castagnoli)
-	w := &recordWriter{w: bufio.NewWriterSize(io.MultiWriter(f, sum), 256<<10)}
+	w := &recordWriter{w: io.MultiWriter(f, sum), buf: make([]byte, 0, recordBuffer+strPage)}
 	t.writeInodes(w)
 	t.writeChunks(w)
 	t.writeMembers(w)
@@ -150,24 +201,43 @@ func (h *header) encode() []byte {
 
 // recordWriter writes little-endian numbers; its first error stays.
 type recordWriter struct {
-	w       *bufio.Writer
-	scratch [8]byte
+	w   io.Writer
+	buf []byte
+	err error
 }
+
+const recordBuffer = 64 << 10
 
 func (w *recordWriter) u32(vs ...uint32) {
 	for _, v := range vs {
-		binary.LittleEndian.PutUint32(w.scratch[:], v)
-		w.w.Write(w.scratch[:4])
+		w.buf = binary.LittleEndian.AppendUint32(w.buf, v)
 	}
+	w.spill()
 }
 
 func (w *recordWriter) u64(vs ...uint64) {
 	for _, v := range vs {
-		binary.LittleEndian.PutUint64(w.scratch[:], v)
-		w.w.Write(w.scratch[:8])
+		w.buf = binary.LittleEndian.AppendUint64(w.buf, v)
+	}
+	w.spill()
+}
+
+func (w *recordWriter) bytes(b []byte) {
+	w.buf = append(w.buf, b...)
+	w.spill()
+}
+
+// spill writes what was gathered, when it is enough.
+func (w *recordWriter) spill() {
+	if len(w.buf) >= recordBuffer {
+		w.flush()
 	}
 }
 
-func (w *recordWriter) bytes(b []byte) { w.w.Write(b) }
-
-func (w *recordWriter) flush() error { return w.w.Flush() }
+func (w *recordWriter) flush() error {
+	if w.err == nil {
+		_, w.err = w.w.Write(w.buf)
+	}
+	w.buf = w.buf[:0]
+	return w.err
+}

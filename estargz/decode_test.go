@@ -2,8 +2,10 @@ package estargz_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -220,6 +222,22 @@ func BenchmarkLookup(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := toc.Lookup(dir, name); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkCompile is of a layer with as many files as a large base image has.
+func BenchmarkCompile(b *testing.B) {
+	var entries []estargztest.Entry
+	for i := range 30_000 {
+		entries = append(entries, estargztest.File(fmt.Sprintf("usr/share/package%d/file%d", i/20, i), estargztest.Bytes(uint64(i), 40)))
+	}
+	l := estargztest.Build(b, estargztest.Options{Format: estargz.FormatEStargz}, entries...)
+	path := filepath.Join(b.TempDir(), "toc")
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := l.Compile(context.Background(), path, estargz.Limits{}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -52,6 +52,12 @@ type entry struct {
 
 	xattrs []xattr
 	values []byte // backs xattrs
+
+	// The last time and digest that were read, and their texts: they mostly come again.
+	stamp     []byte
+	stampTime time.Time
+	sumText   []byte
+	sumLast   sum
 }
 
 // xattr is an extended attribute; offsets into entry.values.
@@ -61,7 +67,10 @@ func (e *entry) xattrName(x xattr) []byte  { return e.values[x.name:x.value] }
 func (e *entry) xattrValue(x xattr) []byte { return e.values[x.value:x.end] }
 
 func (e *entry) reset() {
-	*e = entry{name: e.name[:0], linkName: e.linkName[:0], xattrs: e.xattrs[:0], values: e.values[:0]}
+	*e = entry{
+		name: e.name[:0], linkName: e.linkName[:0], xattrs: e.xattrs[:0], values: e.values[:0],
+		stamp: e.stamp, stampTime: e.stampTime, sumText: e.sumText, sumLast: e.sumLast,
+	}
 }
 
 // readTOC reads a TOC's document and calls add with each entry, in order. The
@@ -113,9 +122,9 @@ func (e *entry) readMember(j *jsonReader, key []byte) (err error) {
 	case "modtime":
 		err = e.readTime(j)
 	case "digest":
-		e.digest, err = readSum(j)
+		e.digest, err = e.readSum(j)
 	case "chunkDigest":
-		e.chunkDigest, err = readSum(j)
+		e.chunkDigest, err = e.readSum(j)
 	case "chunkType":
 		e.zeros, err = readChunkType(j)
 	case "xattrs":
@@ -184,11 +193,17 @@ func (e *entry) readTime(j *jsonReader) error {
 		return err
 	}
 	e.mtime, e.mtimeNsec = 0, 0
-	var t time.Time
-	if len(s) == 0 || t.UnmarshalText(s) != nil {
+	if len(s) == 0 {
 		return nil
 	}
-	if t.Unix() >= 0 && !t.After(maxTime) {
+	if !bytes.Equal(s, e.stamp) {
+		e.stamp, e.stampTime = append(e.stamp[:0], s...), time.Unix(0, 0)
+		var t time.Time
+		if t.UnmarshalText(s) == nil {
+			e.stampTime = t
+		}
+	}
+	if t := e.stampTime; t.Unix() >= 0 && !t.After(maxTime) {
 		e.mtime, e.mtimeNsec = t.Unix(), uint32(t.Nanosecond())
 	}
 	return nil
@@ -197,12 +212,22 @@ func (e *entry) readTime(j *jsonReader) error {
 var maxTime = time.Unix(0, 1<<63-1)
 
 // readSum reads "sha256:" and 64 hexadecimal digits; an empty one is none.
-func readSum(j *jsonReader) (sum, error) {
-	var out sum
+func (e *entry) readSum(j *jsonReader) (sum, error) {
 	s, err := j.stringOrNull()
 	if err != nil || len(s) == 0 {
-		return out, err
+		return sum{}, err
 	}
+	if e.sumLast.set && bytes.Equal(s, e.sumText) {
+		return e.sumLast, nil
+	}
+	out, err := parseSum(j, s)
+	if err == nil {
+		e.sumText, e.sumLast = append(e.sumText[:0], s...), out
+	}
+	return out, err
+}
+
+func parseSum(j *jsonReader, s []byte) (out sum, err error) {
 	digits, ok := bytes.CutPrefix(s, []byte("sha256:"))
 	if !ok {
 		return out, j.errorf("digest %.80q: only sha256 is supported", s)

@@ -15,6 +15,9 @@ var (
 	// ErrLimit is wrapped, beside ErrCorrupt, by the errors of bytes that may
 	// be well-formed but exceed what we are willing to spend on them (Limits).
 	ErrLimit = errors.New("limit exceeded")
+	// ErrMismatch is wrapped, beside ErrCorrupt, by the errors of a TOC that is not the
+	// one whose digest the manifest carries: other bytes may be.
+	ErrMismatch = fmt.Errorf("%w: wrong digest", ErrCorrupt)
 	// ErrNotExist is returned by look-ups of names that a TOC does not have.
 	ErrNotExist = errors.New("no such entry")
 )
@@ -31,6 +34,11 @@ func corruptf(format string, args ...any) error {
 // limitf makes an error that wraps ErrCorrupt and ErrLimit.
 func limitf(format string, args ...any) error {
 	return fmt.Errorf("%w: %w: %w", ErrCorrupt, ErrLimit, fmt.Errorf(format, args...))
+}
+
+// mismatchf makes an error that wraps ErrMismatch.
+func mismatchf(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrMismatch, fmt.Errorf(format, args...))
 }
 
 // entryError names the entry that err is about.

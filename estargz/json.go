@@ -16,7 +16,7 @@ type jsonReader struct {
 	pos, end int   // unread bytes of buf
 	base     int64 // bytes of the document before buf
 	depth    int
-	str      []byte // the last string
+	str      []byte // the last string or number, if it did not lie in buf as it is
 }
 
 const (
@@ -67,6 +67,13 @@ func (j *jsonReader) readByte() (byte, error) {
 
 // next returns the first byte of the next token without consuming it.
 func (j *jsonReader) next() (byte, error) {
+	if j.pos < j.end && j.buf[j.pos] > ' ' {
+		return j.buf[j.pos], nil
+	}
+	return j.nextAfterSpace()
+}
+
+func (j *jsonReader) nextAfterSpace() (byte, error) {
 	for {
 		for j.pos < j.end {
 			switch c := j.buf[j.pos]; c {
@@ -137,17 +144,22 @@ func (j *jsonReader) enter() error {
 }
 
 // object reads an object, or null as an empty one. member must consume the value
-// of each key; key is valid until the next string is read.
+// of each key; key is valid until more is read.
 func (j *jsonReader) object(member func(key []byte) error) error {
 	return j.list('{', '}', func() error {
 		key, err := j.string()
 		if err != nil {
 			return err
 		}
+		if j.pos < j.end && j.buf[j.pos] == ':' {
+			j.pos++
+			return member(key)
+		}
+		j.str = append(j.str[:0], key...) // the window may be filled anew
 		if err := j.expect(':'); err != nil {
 			return err
 		}
-		return member(key)
+		return member(j.str)
 	})
 }
 

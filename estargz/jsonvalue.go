@@ -8,11 +8,22 @@ import (
 	"unicode/utf8"
 )
 
-// string reads a string. The result is valid until the next one is read.
+// string reads a string. The result is valid until more is read.
 func (j *jsonReader) string() ([]byte, error) {
 	if err := j.expect('"'); err != nil {
 		return nil, err
 	}
+	// Mostly all of it is in the window, and stands for itself.
+	window := j.buf[j.pos:j.end]
+	if n := plainPrefix(window); n < len(window) && window[n] == '"' {
+		j.pos += n + 1
+		return window[:n:n], nil
+	}
+	return j.longString()
+}
+
+// longString reads the rest of a string with escapes, or across windows.
+func (j *jsonReader) longString() ([]byte, error) {
 	j.str = j.str[:0]
 	for {
 		if j.pos == j.end {
@@ -47,12 +58,21 @@ func (j *jsonReader) string() ([]byte, error) {
 // plainPrefix is how many bytes of b stand for themselves in a string.
 func plainPrefix(b []byte) int {
 	for i, c := range b {
-		if c == '"' || c == '\\' || c < 0x20 {
+		if special[c] {
 			return i
 		}
 	}
 	return len(b)
 }
+
+// special are the bytes that end a string, or mean something else in it.
+var special = func() (t [256]bool) {
+	for c := range 0x20 {
+		t[c] = true
+	}
+	t['"'], t['\\'] = true, true
+	return t
+}()
 
 func (j *jsonReader) escape() error {
 	c, err := j.readByte()
@@ -159,6 +179,9 @@ func (j *jsonReader) integer() (int64, error) {
 	if null, err := j.null(); null || err != nil {
 		return 0, err
 	}
+	if n, ok := j.shortNumber(); ok {
+		return n, nil
+	}
 	tok, err := j.number()
 	if err != nil {
 		return 0, err
@@ -168,6 +191,29 @@ func (j *jsonReader) integer() (int64, error) {
 		return 0, j.errorf("%w", err)
 	}
 	return n, nil
+}
+
+// shortNumber consumes a whole number that lies in the window as at most 18 digits
+// without a zero in front, whose value can't be too large.
+func (j *jsonReader) shortNumber() (n int64, ok bool) {
+	window := j.buf[j.pos:j.end]
+	for i, c := range window {
+		if c >= '0' && c <= '9' && i < 18 {
+			n = 10*n + int64(c-'0')
+			continue
+		}
+		if i == 0 || window[0] == '0' && i > 1 || isOfNumber(c) {
+			return 0, false
+		}
+		j.pos += i
+		return n, true
+	}
+	return 0, false
+}
+
+// isOfNumber says whether a byte may occur in a number.
+func isOfNumber(c byte) bool {
+	return c >= '0' && c <= '9' || c == '-' || c == '+' || c == '.' || c == 'e' || c == 'E'
 }
 
 // number reads the token of a number and checks its form.
@@ -183,7 +229,7 @@ func (j *jsonReader) number() ([]byte, error) {
 			}
 		}
 		c := j.buf[j.pos]
-		if (c < '0' || c > '9') && c != '-' && c != '+' && c != '.' && c != 'e' && c != 'E' {
+		if !isOfNumber(c) {
 			break
 		}
 		if len(j.str) == jsonMaxNumber {

@@ -23,7 +23,7 @@ const tocName = "stargz.index.json"
 const tocWindow = 32 << 20
 
 // Unverified is a TOC that nothing has vouched for yet. It gives nothing away
-// but Verify and VerifiedByBlob.
+// but Compile and CompileByBlob.
 type Unverified struct {
 	toc source
 }
@@ -34,16 +34,12 @@ type source struct {
 	blobSize   int64
 	compressed []byte
 	lim        Limits
-
-	jsonDigest       digest.Digest
-	compressedDigest digest.Digest // zstd:chunked only
 }
 
 // ReadTOC takes the bytes of a TOC as they lie in the blob at loc (or in the
-// external TOC blob) and decompresses them within lim, to find their digest. It
-// keeps compressed, which must not change from now on. Errors wrap ErrCorrupt,
-// or are those of ctx.
-func ReadTOC(ctx context.Context, loc Location, blobSize int64, compressed []byte, lim Limits) (*Unverified, error) {
+// external TOC blob). It keeps compressed, which must not change from now on, and does not
+// look into it. Errors wrap ErrCorrupt, but for a compressed that is not loc's.
+func ReadTOC(loc Location, blobSize int64, compressed []byte, lim Limits) (*Unverified, error) {
 	lim = lim.withDefaults()
 	if err := loc.check(blobSize); err != nil {
 		return nil, err
@@ -54,59 +50,27 @@ func ReadTOC(ctx context.Context, loc Location, blobSize int64, compressed []byt
 	if loc.UncompressedSize > lim.TOCSize {
 		return nil, limitf("TOC of %d bytes, at most %d are read", loc.UncompressedSize, lim.TOCSize)
 	}
-	s := source{loc: loc, blobSize: blobSize, compressed: compressed, lim: lim}
-	if loc.Format == FormatZstdChunked {
-		s.compressedDigest = digest.FromBytes(compressed)
-	}
+	return &Unverified{source{loc: loc, blobSize: blobSize, compressed: compressed, lim: lim}}, nil
+}
+
+// vouchedBy says whether a digest is that of the compressed TOC, which zstd:chunked has. It
+// is known before the TOC is read, and binds every byte of it.
+func (s *source) vouchedBy(want digest.Digest) bool {
+	return s.loc.Format == FormatZstdChunked && digest.FromBytes(s.compressed) == want
+}
+
+// jsonDigest is the digest of the document.
+func (s *source) jsonDigest(ctx context.Context) (digest.Digest, error) {
 	r, err := s.open(ctx)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	defer r.Close()
 	h := sha256.New()
 	if _, err := io.Copy(h, r); err != nil {
-		return nil, s.readError(ctx, err)
+		return "", s.readError(ctx, err)
 	}
-	s.jsonDigest = digest.NewDigest(digest.SHA256, h)
-	return &Unverified{toc: s}, nil
-}
-
-// Verify compares the TOC with the digest that the manifest carries: of the JSON
-// for the gzip formats, and for zstd:chunked of the compressed TOC or, where
-// only eStargz' annotation is there, of the JSON (both bind every byte that
-// Compile reads). A TOC that does not match gives an error that wraps
-// ErrCorrupt; Compile will insist on a digest for every chunk.
-func (u *Unverified) Verify(want digest.Digest) (*Verified, error) {
-	if err := want.Validate(); err != nil {
-		return nil, corruptf("TOC digest %q: %w", string(want), err)
-	}
-	if want.Algorithm() != digest.SHA256 {
-		return nil, corruptf("TOC digest %s: digest algorithm %s is not supported", want, want.Algorithm())
-	}
-	if want != u.toc.jsonDigest && want != u.toc.compressedDigest {
-		got := u.toc.jsonDigest
-		if u.toc.compressedDigest != "" {
-			got = u.toc.compressedDigest
-		}
-		return nil, corruptf("TOC has digest %s, the manifest says %s", got, want)
-	}
-	return &Verified{toc: u.toc}, nil
-}
-
-// VerifiedByBlob is for a blob that was fetched whole and whose digest the
-// caller has verified (legacy stargz, or no TOC digest in the manifest). The
-// chunks of such a TOC may lack digests: nothing but the blob's own bytes
-// may be served through it. An external TOC is not a part of the blob, so
-// that Compile refuses it.
-func (u *Unverified) VerifiedByBlob() *Verified {
-	return &Verified{toc: u.toc, byBlob: true}
-}
-
-// Verified is a TOC whose bytes are vouched for; its contents may still be
-// hostile, which Compile finds out.
-type Verified struct {
-	toc    source
-	byBlob bool
+	return digest.NewDigest(digest.SHA256, h), nil
 }
 
 // open streams the TOC's JSON, at most one byte beyond the limit, until ctx ends.

@@ -38,7 +38,7 @@ func readTOC(l estargztest.Layer, change func(toc []byte) []byte, lim estargz.Li
 		toc = change(toc)
 		loc.Size = int64(len(toc))
 	}
-	return estargz.ReadTOC(context.Background(), loc, size, toc, lim)
+	return estargz.ReadTOC(loc, size, toc, lim)
 }
 
 func TestVerify(t *testing.T) {
@@ -49,23 +49,61 @@ func TestVerify(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			dir := t.TempDir()
+			compile := func(want digest.Digest) error {
+				path := filepath.Join(dir, "toc")
+				err := u.Compile(t.Context(), want, path)
+				if _, serr := os.Stat(path); (serr == nil) != (err == nil) {
+					t.Errorf("digest %q: error %v, and the file: %v", want, err, serr)
+				}
+				_ = os.Remove(path)
+				checkEmpty(t, dir)
+				return err
+			}
 			if l.TOCDigest != "" {
-				if _, err := u.Verify(l.TOCDigest); err != nil {
+				if err := compile(l.TOCDigest); err != nil {
 					t.Error(err)
 				}
 			}
 			// zstd:chunked of stargz-snapshotter has the JSON's digest as well.
 			if d := digest.Digest(l.Annotations[estargztest.AnnotationTOCDigest]); d != "" {
-				if _, err := u.Verify(d); err != nil {
+				if err := compile(d); err != nil {
 					t.Error(err)
 				}
 			}
 			for _, wrong := range []digest.Digest{digest.FromString("another"), "", "sha256:", "sha512:00", "x"} {
-				if _, err := u.Verify(wrong); !errors.Is(err, estargz.ErrCorrupt) {
+				if err := compile(wrong); !errors.Is(err, estargz.ErrMismatch) || !errors.Is(err, estargz.ErrCorrupt) {
 					t.Errorf("digest %q: error %v", wrong, err)
 				}
 			}
 		})
+	}
+}
+
+// TestWhoseFault: an error of a TOC's contents is the manifest's if it vouches for these bytes,
+// and else that of whoever sent them.
+func TestWhoseFault(t *testing.T) {
+	for _, doc := range []string{
+		`{"version":1,"entries":[{"type":"reg","name":"a","size":5,"offset":1}]}`, // no digest
+		`{"version":1,"entries":[{"type":"dir","name":"../a"}]}`,
+		`{"version":1,"entries":[`,
+		`{"version":2}`,
+	} {
+		l, err := estargztest.RawLayer(make([]byte, 100), []byte(doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := readTOC(l, nil, estargz.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "toc")
+		if err := u.Compile(t.Context(), l.TOCDigest, path); !errors.Is(err, estargz.ErrCorrupt) || errors.Is(err, estargz.ErrMismatch) {
+			t.Errorf("%s: error %v", doc, err)
+		}
+		if err := u.Compile(t.Context(), digest.FromString("another"), path); !errors.Is(err, estargz.ErrMismatch) {
+			t.Errorf("%s, not what the manifest says: error %v", doc, err)
+		}
 	}
 }
 
@@ -83,12 +121,8 @@ func TestFlippedTOC(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			v, err := good.Verify(l.TOCDigest)
-			if err != nil {
-				t.Fatal(err)
-			}
 			path := filepath.Join(t.TempDir(), "toc")
-			if err := v.Compile(context.Background(), path); err != nil {
+			if err := good.Compile(t.Context(), l.TOCDigest, path); err != nil {
 				t.Fatal(err)
 			}
 			want, err := os.ReadFile(path)
@@ -101,18 +135,12 @@ func TestFlippedTOC(t *testing.T) {
 					return toc
 				}, estargz.Limits{})
 				if err != nil {
-					if !errors.Is(err, estargz.ErrCorrupt) {
-						t.Fatal(err)
-					}
-					continue
-				}
-				v, err := u.Verify(l.TOCDigest)
-				if err != nil {
-					continue
+					t.Fatal(err)
 				}
 				// In gzip a flip may be in what does not count (a time, a name, the
 				// checksum behind the document): then nothing has changed.
-				if err := v.Compile(context.Background(), path); err != nil {
+				err = u.Compile(t.Context(), l.TOCDigest, path)
+				if err != nil && !errors.Is(err, estargz.ErrMismatch) {
 					t.Fatal(err)
 				}
 				if got, _ := os.ReadFile(path); !bytes.Equal(got, want) {
@@ -123,13 +151,24 @@ func TestFlippedTOC(t *testing.T) {
 	}
 }
 
+// compileAny compiles a TOC by its digest, or without one by the blob.
+func compileAny(t *testing.T, u *estargz.Unverified, want digest.Digest) error {
+	t.Helper()
+	dir := t.TempDir()
+	defer checkEmpty(t, dir)
+	if want == "" {
+		return u.CompileByBlob(t.Context(), filepath.Join(dir, "toc"))
+	}
+	return u.Compile(t.Context(), want, filepath.Join(dir, "toc"))
+}
+
 func TestTruncatedTOC(t *testing.T) {
 	for _, w := range writers {
 		l := smallLayer(t, w.opts)
 		for _, keep := range []int{0, 1, 5, 10, 50} {
 			u, err := readTOC(l, func(toc []byte) []byte { return toc[:keep] }, estargz.Limits{})
-			if err == nil && l.TOCDigest != "" {
-				_, err = u.Verify(l.TOCDigest)
+			if err == nil {
+				err = compileAny(t, u, l.TOCDigest)
 			}
 			if keep == 0 && err != nil {
 				continue // no place for a TOC
@@ -172,11 +211,17 @@ func TestTOCBomb(t *testing.T) {
 			t.Fatal(err)
 		}
 		loc := estargz.Location{Format: format, Offset: 10, Size: int64(b.Len())}
-		if _, err := estargz.ReadTOC(context.Background(), loc, 1<<30, b.Bytes(), estargz.Limits{TOCSize: 1 << 20}); !errors.Is(err, estargz.ErrLimit) {
-			t.Errorf("%s: error %v", format, err)
+		u, err := estargz.ReadTOC(loc, 1<<30, b.Bytes(), estargz.Limits{TOCSize: 1 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []digest.Digest{"", digest.FromString("x"), digest.FromBytes(b.Bytes())} {
+			if err := compileAny(t, u, want); !errors.Is(err, estargz.ErrLimit) {
+				t.Errorf("%s, digest %q: error %v", format, want, err)
+			}
 		}
 		loc.UncompressedSize = 1 << 40
-		if _, err := estargz.ReadTOC(context.Background(), loc, 1<<30, b.Bytes(), estargz.Limits{}); !errors.Is(err, estargz.ErrLimit) {
+		if _, err := estargz.ReadTOC(loc, 1<<30, b.Bytes(), estargz.Limits{}); !errors.Is(err, estargz.ErrLimit) {
 			t.Errorf("%s, said to be large: error %v", format, err)
 		}
 	}
@@ -191,8 +236,11 @@ func TestWrongTOCTar(t *testing.T) {
 	tw.Close()
 	zw.Close()
 	for _, toc := range [][]byte{b.Bytes(), []byte("not gzip at all"), nil} {
-		loc := estargz.Location{Format: estargz.FormatEStargzExtern}
-		if _, err := estargz.ReadTOC(context.Background(), loc, 1000, toc, estargz.Limits{}); !errors.Is(err, estargz.ErrCorrupt) {
+		u, err := estargz.ReadTOC(estargz.Location{Format: estargz.FormatEStargzExtern}, 1000, toc, estargz.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := compileAny(t, u, digest.FromBytes(toc)); !errors.Is(err, estargz.ErrMismatch) {
 			t.Errorf("error %v", err)
 		}
 	}
@@ -217,7 +265,7 @@ func TestReadTOCArguments(t *testing.T) {
 	} {
 		loc, size := good, l.Size
 		change(&loc, &size)
-		if _, err := estargz.ReadTOC(context.Background(), loc, size, toc, estargz.Limits{}); err == nil {
+		if _, err := estargz.ReadTOC(loc, size, toc, estargz.Limits{}); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
@@ -229,15 +277,11 @@ func TestCancelled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := u.Verify(l.TOCDigest)
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cause := errors.New("the build has ended")
 	cancel(cause)
 	dir := t.TempDir()
-	if err := v.Compile(ctx, filepath.Join(dir, "toc")); !errors.Is(err, cause) || errors.Is(err, estargz.ErrCorrupt) {
+	if err := u.Compile(ctx, l.TOCDigest, filepath.Join(dir, "toc")); !errors.Is(err, cause) || errors.Is(err, estargz.ErrCorrupt) {
 		t.Errorf("error %v", err)
 	}
 	checkEmpty(t, dir)

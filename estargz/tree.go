@@ -165,7 +165,10 @@ func (t *tree) mkdir(dir uint32, name []byte) (uint32, error) {
 // parents returns the directory in which an entry's base name lies, and makes
 // the ones that are missing.
 func (t *tree) parents(path [][]byte) (uint32, error) {
-	key := append(t.scratch[:0], bytes.Join(path, []byte{'/'})...)
+	key := t.scratch[:0]
+	for _, c := range path {
+		key = append(append(key, c...), '/')
+	}
 	t.scratch = key
 	if t.lastOK && bytes.Equal(key, t.lastPath) {
 		return t.lastDir, nil

@@ -67,17 +67,14 @@ func (l Layer) Compile(ctx context.Context, path string, lim estargz.Limits) err
 			toc = l.Blob[loc.Offset : loc.Offset+loc.Size]
 		}
 	}
-	u, err := estargz.ReadTOC(ctx, loc, size, toc, lim)
+	u, err := estargz.ReadTOC(loc, size, toc, lim)
 	if err != nil {
 		return err
 	}
-	v := u.VerifiedByBlob()
-	if hints.TOCDigest != "" {
-		if v, err = u.Verify(hints.TOCDigest); err != nil {
-			return err
-		}
+	if hints.TOCDigest == "" {
+		return u.CompileByBlob(ctx, path)
 	}
-	return v.Compile(ctx, path)
+	return u.Compile(ctx, hints.TOCDigest, path)
 }
 
 // Open compiles the layer and opens its TOC until the test ends.

@@ -215,11 +215,10 @@ func (f Finder) compile(ctx context.Context, b Blob, hints estargz.Hints, path s
 	if err != nil {
 		return found.loc, mayBeWrongBytes(err)
 	}
-	v, err := u.Verify(hints.TOCDigest)
-	if err != nil {
-		return found.loc, mayBeWrongBytes(err)
+	if err = u.Compile(ctx, hints.TOCDigest, path); errors.Is(err, estargz.ErrMismatch) {
+		err = wrongBytes{err}
 	}
-	return found.loc, v.Compile(ctx, path)
+	return found.loc, err
 }
 
 // byBlob resolves a layer that only its whole blob vouches for. The TOC is read
@@ -245,7 +244,7 @@ func (f Finder) byBlob(ctx context.Context, b Blob, hints estargz.Hints) (*estar
 		return nil, err
 	}
 	path := wholePath(f.TOCDir, b.Digest())
-	if err := u.VerifiedByBlob().Compile(ctx, path); err != nil {
+	if err := u.CompileByBlob(ctx, path); err != nil {
 		return nil, err
 	}
 	return estargz.Open(path)
@@ -306,7 +305,7 @@ func (f Finder) read(ctx context.Context, b Blob, at found) (*estargz.Unverified
 			return nil, err
 		}
 	}
-	return estargz.ReadTOC(ctx, at.loc, b.Size(), at.bytes, f.Limits)
+	return estargz.ReadTOC(at.loc, b.Size(), at.bytes, f.Limits)
 }
 
 func (f Finder) external(ctx context.Context) ([]byte, error) {

@@ -49,7 +49,7 @@ type Options struct {
 	// Lazy is the ability to mount layers before they are fetched. Optional: without
 	// it all layers are extracted.
 	Lazy remotesnapshot.Lazy
-	// Resolved is told of the layers of an image that can be read from now on, all that
+	// Resolved is told of the layers of an image that can be read from now on, the topmost first, all that
 	// were missing of it, before their snapshots are made. It must not block. Optional.
 	Resolved func(layers []remotesnapshot.Source)
 	// NotLazy says, where Lazy is nil though somebody wants it, why that is: builds and

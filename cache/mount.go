@@ -199,7 +199,7 @@ func (h *heldMountable) Mount() ([]mount.Mount, func() error, error) {
 }
 
 // LazyLayers lists the lazy layers of registries that mounts show, which a ref of
-// ours gave; others show none.
+// ours gave, the topmost first; others show none.
 func LazyLayers(mounts any) (layers []digest.Digest) {
 	if r, ok := mounts.(*readonlyMountable); ok {
 		mounts = r.Mountable

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -93,10 +94,10 @@ func (p *preparation) run(ctx context.Context) error {
 	return err
 }
 
-// tellResolved tells whom it concerns which of some layers are lazy.
+// tellResolved tells whom it concerns which of some layers, the lowest first, are lazy.
 func (p *preparation) tellResolved(layers []*record) {
 	var list []remotesnapshot.Source
-	for _, r := range layers {
+	for _, r := range slices.Backward(layers) {
 		if src, ok := p.sources[r]; ok {
 			r.ahead.Store(p.m.lazy.Info(src.Digest).Fetched)
 			list = append(list, src)
@@ -119,8 +120,8 @@ func (m *Manager) hasSnapshot(ctx context.Context, r *record) (bool, error) {
 	return true, nil
 }
 
-// missing lists the layers without a snapshot on which the record stands. What is
-// below a snapshot is there, too.
+// missing lists the layers without a snapshot on which the record stands, the lowest first.
+// What is below a snapshot is there, too.
 func (p *preparation) missing(ctx context.Context) (list []*record, err error) {
 	seen := map[*record]bool{}
 	var visit func(r *record) error

@@ -37,7 +37,7 @@ func openImage(t *testing.T, layers ...[]estargztest.Entry) (out []*opened) {
 		out = append(out, built{l.Blob, hints}.open(t, Options{}))
 	}
 	var all []*Layer
-	for _, o := range out {
+	for _, o := range slices.Backward(out) {
 		all = append(all, o.Layer)
 	}
 	for _, o := range out {

@@ -3,6 +3,7 @@ package layer
 import (
 	"bytes"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,25 +23,24 @@ const (
 // image is layers that the caller holds.
 type image []*Layer
 
-// SetImage tells the layer how to find the others of its image. others is called
-// often and must not block; what it returns may be closed meanwhile.
-func (l *Layer) SetImage(others func() []*Layer) { l.others.Store(&others) }
+// SetImage tells the layer how to find those of its image, itself among them, the topmost first
+// as far as that is known. layers is called often and must not block; what it returns may be closed
+// meanwhile.
+func (l *Layer) SetImage(layers func() []*Layer) { l.siblings.Store(&layers) }
 
-// image holds the layers of l's image, l first. Call release at the end.
+// image holds the layers of l's image, the topmost first. Call release at the end.
 func (l *Layer) image() (im image, release func()) {
-	add := func(o *Layer) {
-		if len(im) < maxLayers {
-			if _, err := o.Acquire(); err == nil {
-				im = append(im, o)
-			}
-		}
+	var list []*Layer
+	if siblings := l.siblings.Load(); siblings != nil {
+		list = (*siblings)()
 	}
-	add(l)
-	if others := l.others.Load(); others != nil {
-		for _, o := range (*others)() {
-			if o != l {
-				add(o)
-			}
+	i := slices.Index(list, l)
+	if i < 0 || i >= maxLayers { // l is always one of them
+		list = append([]*Layer{l}, list...)
+	}
+	for _, o := range list[:min(len(list), maxLayers)] {
+		if _, err := o.Acquire(); err == nil {
+			im = append(im, o)
 		}
 	}
 	return im, func() {

@@ -38,7 +38,7 @@ type Layer struct {
 	windows   *windows
 	wishes    wishes
 	python    python
-	others    atomic.Pointer[func() []*Layer]
+	siblings  atomic.Pointer[func() []*Layer]
 	recorders recorders
 	known     atomic.Int32 // > 0: what will be read is known; misses that may be
 	replaying atomic.Pointer[unpacking]

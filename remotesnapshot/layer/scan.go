@@ -64,11 +64,11 @@ func (l *Layer) isScanned(inode uint32) bool {
 // same image at present, 0 for none.
 func (l *Layer) besideScan(now time.Time) (ran int64) {
 	recent := func(t int64) bool { return now.Sub(time.Unix(0, t)) < besidePause }
-	others := l.others.Load()
-	if others == nil || !recent(l.pool.scanned.Load()) {
+	siblings := l.siblings.Load()
+	if siblings == nil || !recent(l.pool.scanned.Load()) {
 		return 0
 	}
-	for _, o := range (*others)() {
+	for _, o := range (*siblings)() {
 		if o != l && recent(o.scanned.Load()) {
 			ran = max(ran, o.scannedBytes.Load())
 		}

@@ -54,8 +54,8 @@ func (fs *FS) BeginStep(opts StepOptions) *Step {
 	return s
 }
 
-// WillRead says that the step will probably read the layers with these digests, as far as they
-// are readable already: what it needs of them is fetched ahead. Nothing is noted of what is read.
+// WillRead says that the step will probably read the layers with these digests, the topmost first,
+// as far as they are readable already: what it needs of them is fetched ahead. Nothing is noted of what is read.
 // It waits for no network and no disk.
 func (s *Step) WillRead(layers []digest.Digest) { s.see(layers, false) }
 
@@ -68,6 +68,7 @@ func (s *Step) Reads(layers []digest.Digest) { s.see(layers, true) }
 
 func (s *Step) see(layers []digest.Digest, record bool) {
 	var added []use
+	s.fs.stack(layers)
 	for _, dgst := range layers {
 		added = append(added, s.add(s.fs.entriesOf(dgst), record)...)
 	}

@@ -282,3 +282,27 @@ func TestStepThatWillRead(t *testing.T) {
 	eventually(t, "fetched", func() bool { return other.Info(src.Digest).Prefetched >= 90_000 })
 	s.End(false)
 }
+
+// Of a file that several layers have, the topmost one's is fetched ahead.
+func TestTopmostCopyIsFetched(t *testing.T) {
+	reg := blobtest.New(t)
+	top := push(reg, "app:latest", layerOf(t, 3, "a", "b"))
+	one := push(reg, "app:latest", layerOf(t, 1, "etc/group", "b"))
+	two := push(reg, "app:latest", layerOf(t, 2, "etc/group", "b"))
+	for range 12 { // the order of a map would do half of the time
+		for _, order := range [][]remotesnapshot.Source{{top, one, two}, {top, two, one}} {
+			w := start(t, Options{NoProfiles: true}, reg)
+			for _, src := range order {
+				w.resolved(src)
+			}
+			s := w.BeginStep(StepOptions{ID: stepOne, Broken: func() {}})
+			s.WillRead([]digest.Digest{order[0].Digest, order[1].Digest, order[2].Digest})
+			eventually(t, "fetched", func() bool {
+				return w.Info(order[1].Digest).Prefetched+w.Info(order[2].Digest).Prefetched > 50_000
+			})
+			require.Zero(t, w.Info(order[2].Digest).Prefetched)
+			s.End(false)
+			require.NoError(t, w.Close())
+		}
+	}
+}

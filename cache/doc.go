@@ -34,7 +34,7 @@
 // with no lock held, and then prepared as remote snapshots in the order of the
 // chain (prepare.go). A layer that can't be lazy is pulled and extracted, alone:
 // those above it stay lazy. Sessions of builds may authenticate a layer's reads
-// while a build has it mounted (source.go).
+// while a build prepares it or has it mounted (source.go).
 //
 // # Locks
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	cerrdefs "github.com/containerd/errdefs"
@@ -99,7 +100,7 @@ func (p *preparation) tellResolved(layers []*record) {
 	var list []remotesnapshot.Source
 	for _, r := range slices.Backward(layers) {
 		if src, ok := p.sources[r]; ok {
-			r.ahead.Store(p.m.lazy.Info(src.Digest).Fetched)
+			r.ahead.Store(&fetchedThen{p.m.lazy.Info(src.Digest).Fetched, time.Now()})
 			list = append(list, src)
 		}
 	}

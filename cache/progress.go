@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,6 +79,9 @@ func (m *Manager) reportFetch(ctx context.Context, desc ocispecs.Descriptor) (st
 	})
 }
 
+// aheadTime is for how long what was fetched may have been fetched for a step to come.
+const aheadTime = time.Minute
+
 // reportReads reports how much of the lazy layers that are mounted has been
 // fetched so far, if anything of them was fetched for the step that mounts them.
 func (h *ref) reportReads(ctx context.Context) (stop func()) {
@@ -90,7 +92,10 @@ func (h *ref) reportReads(ctx context.Context) (stop func()) {
 			l := keyBlob.get(r.meta)
 			layers = append(layers, l)
 			shown[l] = h.m.lazy.Info(l).Fetched
-			before[l] = cmp.Or(r.ahead.Swap(0), shown[l])
+			before[l] = shown[l]
+			if then := r.ahead.Swap(nil); then != nil && time.Since(then.at) < aheadTime {
+				before[l] = then.bytes
+			}
 		}
 	}
 	if len(layers) == 0 {

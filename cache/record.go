@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	bkcache "github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/snapshot"
@@ -28,9 +29,15 @@ type record struct {
 	// Guarded by state.io.
 	mounted snapshot.Mountable // how the record is mounted; nil: not known
 
-	// ahead is how much of a lazy layer had been fetched before anything was read ahead of the
-	// first step that mounts it, which takes it; 0: not known.
-	ahead atomic.Int64
+	// ahead is what was fetched of a lazy layer before anything was read ahead of the first step
+	// that mounts it, which takes it; may be nil.
+	ahead atomic.Pointer[fetchedThen]
+}
+
+// fetchedThen is how many bytes of a layer had been fetched at some time.
+type fetchedThen struct {
+	bytes int64
+	at    time.Time
 }
 
 // state is what twins share.

@@ -27,10 +27,10 @@ import (
 // those of ctx and of the file system.
 func (u *Unverified) Compile(ctx context.Context, want digest.Digest, path string) error {
 	if err := want.Validate(); err != nil {
-		return mismatchf("TOC digest %q: %w", string(want), err)
+		return corruptf("TOC digest %q: %w", string(want), err)
 	}
 	if want.Algorithm() != digest.SHA256 {
-		return mismatchf("TOC digest %s: digest algorithm %s is not supported", want, want.Algorithm())
+		return corruptf("TOC digest %s: digest algorithm %s is not supported", want, want.Algorithm())
 	}
 	known := u.toc.vouchedBy(want)
 	b, got, err := build(ctx, &u.toc, false)
@@ -46,13 +46,13 @@ func (u *Unverified) Compile(ctx context.Context, want digest.Digest, path strin
 // blame finds out whose fault an error of a TOC's contents is: these bytes', which are not those
 // that the manifest names, or the manifest's.
 func (s *source) blame(ctx context.Context, want digest.Digest, known bool, cause error) error {
-	if known || ctx.Err() != nil {
+	if known {
 		return cause
 	}
 	got, err := s.jsonDigest(ctx)
 	switch {
-	case ctx.Err() != nil:
-		return err
+	case ctx.Err() != nil: // it is not known, then
+		return fmt.Errorf("read TOC: %w", context.Cause(ctx))
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrMismatch, err)
 	case got != want:

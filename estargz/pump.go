@@ -1,6 +1,7 @@
 package estargz
 
 import (
+	"errors"
 	"hash"
 	"io"
 	"sync"
@@ -23,6 +24,8 @@ const (
 	pumpBlocks = 4
 )
 
+var errTruncated = errors.New("the compressed bytes end too early")
+
 func newPump(r io.Reader, h hash.Hash) *pump {
 	p := &pump{full: make(chan []byte, pumpBlocks), empty: make(chan []byte, pumpBlocks), quit: make(chan struct{})}
 	for range pumpBlocks {
@@ -41,9 +44,14 @@ func (p *pump) run(r io.Reader, h hash.Hash) {
 		case <-p.quit:
 			return
 		}
-		n, err := io.ReadFull(r, b[:pumpBlock])
-		if err == io.ErrUnexpectedEOF {
-			err = io.EOF
+		n, err := 0, error(nil)
+		for n < pumpBlock && err == nil {
+			var m int
+			m, err = r.Read(b[n:pumpBlock])
+			n += m
+		}
+		if err == io.ErrUnexpectedEOF { // which parsers may take for their own
+			err = errTruncated
 		}
 		h.Write(b[:n])
 		p.full <- b[:n] // there are no more blocks than it takes

@@ -71,8 +71,11 @@ func TestVerify(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			for _, wrong := range []digest.Digest{digest.FromString("another"), "", "sha256:", "sha512:00", "x"} {
-				if err := compile(wrong); !errors.Is(err, estargz.ErrMismatch) || !errors.Is(err, estargz.ErrCorrupt) {
+			if err := compile(digest.FromString("another")); !errors.Is(err, estargz.ErrMismatch) || !errors.Is(err, estargz.ErrCorrupt) {
+				t.Errorf("another digest: error %v", err)
+			}
+			for _, wrong := range []digest.Digest{"", "sha256:", "sha512:00", "x"} {
+				if err := compile(wrong); !errors.Is(err, estargz.ErrCorrupt) || errors.Is(err, estargz.ErrMismatch) {
 					t.Errorf("digest %q: error %v", wrong, err)
 				}
 			}
@@ -246,6 +249,37 @@ func TestWrongTOCTar(t *testing.T) {
 	}
 }
 
+// TestCutTOC: a document that is whole in a stream that is not is refused, by whatever
+// it is vouched for.
+func TestCutTOC(t *testing.T) {
+	doc := []byte(`{"version":1,"entries":[]}`)
+	var gz bytes.Buffer
+	zw := gzip.NewWriter(&gz)
+	tw := tar.NewWriter(zw)
+	tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "stargz.index.json", Size: int64(len(doc)) + 1000})
+	tw.Write(doc)
+	zw.Close()
+	var zs bytes.Buffer
+	enc, err := zstd.NewWriter(&zs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enc.Write(doc)
+	enc.Flush() // and no end
+	for format, toc := range map[estargz.Format][]byte{estargz.FormatEStargz: gz.Bytes(), estargz.FormatZstdChunked: zs.Bytes()} {
+		u, err := estargz.ReadTOC(estargz.Location{Format: format, Offset: 10, Size: int64(len(toc))}, 1<<30, toc, estargz.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []digest.Digest{"", digest.FromBytes(doc), digest.FromBytes(toc)} {
+			if err := compileAny(t, u, want); !errors.Is(err, estargz.ErrCorrupt) {
+				t.Errorf("%s, digest %q: error %v", format, want, err)
+			}
+		}
+	}
+	enc.Close()
+}
+
 func TestReadTOCArguments(t *testing.T) {
 	l := smallLayer(t, writers[0].opts)
 	good, err := estargz.ParseFooter(l.Blob, l.Size)
@@ -281,6 +315,9 @@ func TestCancelled(t *testing.T) {
 	cause := errors.New("the build has ended")
 	cancel(cause)
 	dir := t.TempDir()
+	if err := u.Compile(ctx, digest.FromString("another"), filepath.Join(dir, "toc")); !errors.Is(err, cause) || errors.Is(err, estargz.ErrCorrupt) {
+		t.Errorf("of another digest: error %v", err)
+	}
 	if err := u.Compile(ctx, l.TOCDigest, filepath.Join(dir, "toc")); !errors.Is(err, cause) || errors.Is(err, estargz.ErrCorrupt) {
 		t.Errorf("error %v", err)
 	}

@@ -10,7 +10,7 @@
 // # Words
 //
 // A hold lets reads of one repository use the sessions of one caller, from a mount
-// to its release. It keeps no list of sessions but a function that gives it, since
+// to its release, and while layers are resolved. It keeps no list of sessions but a function that gives it, since
 // a caller may get more of them. All present holds of a repository serve each
 // read of it: a read comes from a page of a file, and names no build.
 //

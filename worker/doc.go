@@ -31,7 +31,8 @@
 // another process the ability is what its labels can do (foreign).
 //
 // Around BuildKit's parts there are: results that load with what a build knows of
-// lazy blobs (Worker.LoadRef), an observer of registry traffic that tells a stopping
+// lazy blobs (Worker.LoadRef), a content store that sees which image is pulled (manifests), steps
+// that are known before they run (announcements), an observer of registry traffic that tells a stopping
 // daemon which builds hang (traffic), a collector that frees what no snapshot needs
 // (collector), patience with registries that can't give a manifest at present
 // (Patient), and the cause of I/O errors that steps and copies meet (followed,

@@ -20,8 +20,8 @@ import (
 	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
-// BuildKit pulls an image's manifest, then its config, has a frontend plan the build, and pulls
-// both again, before it asks for the image's layers. What has to be known of a lazy layer first, its
+// BuildKit pulls an image's manifest, then its config, has a frontend plan the build, and looks
+// for both again, before it asks for the image's layers. What has to be known of a lazy layer first, its
 // table of contents, is asked for when the manifest is there.
 
 const (
@@ -32,22 +32,37 @@ const (
 	maxStacked = 500
 )
 
-// pulling says in a context which image is being pulled, and for whom.
+// pulling says in a context which image is being pulled, and for which build.
 type pulling struct {
 	reference string
-	sessions  remotesnapshot.Sessions
+	job       solver.JobContext
 }
 
 type pullingKey struct{}
 
 // withPulling puts the image into the context of a pull.
 func withPulling(ctx context.Context, reference string, job solver.JobContext) context.Context {
-	var g bksession.Group
-	if job != nil {
-		g = job.Session()
+	if job == nil {
+		return ctx // nobody to ask on behalf of
 	}
-	return context.WithValue(ctx, pullingKey{}, pulling{reference, func() []string { return bksession.AllSessionIDs(g) }})
+	return context.WithValue(ctx, pullingKey{}, pulling{reference, job})
 }
+
+// during returns a context that ends with the build.
+func (p pulling) during() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	err := p.job.Cleanup(func() error {
+		cancel()
+		return nil
+	})
+	if err != nil {
+		cancel()
+	}
+	return ctx
+}
+
+// sessions are the build's.
+func (p pulling) sessions() []string { return bksession.AllSessionIDs(p.job.Session()) }
 
 // ResolveSourceMetadata implements bkworker.Worker.
 func (w *Worker) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt, sm *bksession.Manager, job solver.JobContext) (*sourceresolver.MetaResponse, error) {
@@ -84,8 +99,9 @@ func (p imagePull) CacheKey(ctx context.Context, job solver.JobContext, index in
 // manifests is a content store that looks at the manifests which pulls put into it.
 type manifests struct {
 	content.Store
-	// expect is told of the lazy layers of an image. It does not block.
-	expect func(layers []remotesnapshot.Source, s remotesnapshot.Sessions)
+	// expect is told of the lazy layers of an image that is pulled by a build, which ends with
+	// ctx. It does not block.
+	expect func(ctx context.Context, layers []remotesnapshot.Source, s remotesnapshot.Sessions)
 }
 
 // Writer implements content.Ingester.
@@ -109,7 +125,7 @@ func (m manifests) Writer(ctx context.Context, opts ...content.WriterOpt) (conte
 	}
 	return &manifestWriter{Writer: w, seen: func(manifest []byte) {
 		if layers := lazyLayers(p.reference, manifest); len(layers) > 0 {
-			m.expect(layers, p.sessions)
+			m.expect(p.during(), layers, p.sessions)
 		}
 	}}, nil
 }

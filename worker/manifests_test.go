@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"slices"
@@ -19,13 +20,19 @@ import (
 	"github.com/lazykit/lazykit/remotesnapshot"
 )
 
-// job has a session only.
+// job has a session, and an end.
 type job struct {
 	solver.JobContext
-	g bksession.Group
+	g   bksession.Group
+	end func() error
 }
 
-func (j job) Session() bksession.Group { return j.g }
+func (j *job) Session() bksession.Group { return j.g }
+
+func (j *job) Cleanup(f func() error) error {
+	j.end = f
+	return nil
+}
 
 const tocDigest = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
 
@@ -48,17 +55,20 @@ func TestManifestsAreLookedAt(t *testing.T) {
 		Annotations: map[string]string{remotesnapshot.AnnotationTOCDigest: tocDigest},
 	}}
 	desc, body := manifestOf(t, plain, lazy)
-	pulled := withPulling(t.Context(), "example.com/a:1", job{g: bksession.NewGroup("one", "two")})
+	build := &job{g: bksession.NewGroup("one", "two")}
+	pulled := withPulling(t.Context(), "example.com/a:1", build)
 
 	type seen struct {
 		layers   []remotesnapshot.Source
 		sessions []string
 	}
+	var during context.Context
 	newStore := func(t *testing.T) (manifests, *[]seen) {
 		store, err := local.NewStore(t.TempDir())
 		require.NoError(t, err)
 		var all []seen
-		return manifests{store, func(layers []remotesnapshot.Source, s remotesnapshot.Sessions) {
+		return manifests{store, func(ctx context.Context, layers []remotesnapshot.Source, s remotesnapshot.Sessions) {
+			during = ctx
 			all = append(all, seen{layers, s()})
 		}}, &all
 	}
@@ -67,20 +77,20 @@ func TestManifestsAreLookedAt(t *testing.T) {
 		m, all := newStore(t)
 		require.NoError(t, content.WriteBlob(pulled, m, "r", bytes.NewReader(body), desc))
 		require.Equal(t, []seen{{want, []string{"one", "two"}}}, *all)
+		require.NoError(t, during.Err())
+		require.NoError(t, build.end())
+		require.Error(t, during.Err(), "the build has ended")
 		got, err := content.ReadBlob(t.Context(), m, desc)
 		require.NoError(t, err)
 		require.Equal(t, body, got)
 		require.NoError(t, content.WriteBlob(pulled, m, "r", bytes.NewReader(body), desc))
 		require.Len(t, *all, 1, "it was there")
 	})
-	t.Run("without a session", func(t *testing.T) {
-		m, all := newStore(t)
-		require.NoError(t, content.WriteBlob(withPulling(t.Context(), "example.com/a:1", nil), m, "r", bytes.NewReader(body), desc))
-		require.Equal(t, []seen{{want, nil}}, *all)
-	})
 	t.Run("nobody pulls", func(t *testing.T) {
 		m, all := newStore(t)
-		require.NoError(t, content.WriteBlob(t.Context(), m, "r", bytes.NewReader(body), desc))
+		for _, ctx := range []context.Context{t.Context(), withPulling(t.Context(), "example.com/a:1", nil)} {
+			require.NoError(t, content.WriteBlob(ctx, m, "r", bytes.NewReader(body), desc))
+		}
 		require.Empty(t, *all)
 	})
 	t.Run("something else", func(t *testing.T) {
@@ -150,7 +160,18 @@ func FuzzLazyLayers(f *testing.F) {
 func TestExpectedLayers(t *testing.T) {
 	g := newGuarded(t)
 	alice, _ := g.client("secret")
-	g.Expect([]remotesnapshot.Source{g.src}, of(alice))
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.Expect(gone, []remotesnapshot.Source{g.src}, of(alice))
+	bad := g.src
+	bad.Annotations = map[string]string{remotesnapshot.AnnotationTOCDigest: "no digest"}
+	g.Expect(t.Context(), []remotesnapshot.Source{bad}, of(alice))
+	g.Expect(t.Context(), slices.Repeat([]remotesnapshot.Source{g.src}, 300), of(alice))
+	time.Sleep(50 * time.Millisecond)
+	require.Empty(t, g.reg.Log(), "the build has ended, it can't be understood, and it is too much")
+	require.Empty(t, g.Info(g.src.Digest).LastError)
+
+	g.Expect(t.Context(), []remotesnapshot.Source{g.src}, of(alice))
 	require.Eventually(t, func() bool { return g.Info(g.src.Digest).Open }, 20*time.Second, time.Millisecond)
 	asked := len(g.reg.Log())
 	require.NotZero(t, asked)

@@ -63,8 +63,8 @@ type storage struct {
 	lazy remotesnapshot.Lazy
 	// notLazy is why lazy is nil, if that is not what the options ask for.
 	notLazy error
-	// expect is told of lazy layers that will soon be asked for; may be nil.
-	expect func(layers []remotesnapshot.Source, s remotesnapshot.Sessions)
+	// expect is told of lazy layers that a build, which ends with ctx, will probably ask for; may be nil.
+	expect func(ctx context.Context, layers []remotesnapshot.Source, s remotesnapshot.Sessions)
 	// steps let lazy know which steps run, and will run; may be nil.
 	steps *announcements
 	// blobs is where the content store keeps blobs, if lazy can make them local.

@@ -16,8 +16,9 @@ import (
 // or an upper one hides a file: what comes of it is fetched ahead, not served.
 
 const (
-	maxLayers = 32 // of an image that are looked through
-	maxLinks  = 8  // symlinks followed for one path
+	maxLayers = 128 // of an image that are looked through: more than most builders make
+	lowest    = 32  // so many of them are its lowest ones, which have the loader and the C library
+	maxLinks  = 8   // symlinks followed for one path
 )
 
 // image is layers that the caller holds.
@@ -34,11 +35,13 @@ func (l *Layer) image() (im image, release func()) {
 	if siblings := l.siblings.Load(); siblings != nil {
 		list = (*siblings)()
 	}
-	i := slices.Index(list, l)
-	if i < 0 || i >= maxLayers { // l is always one of them
+	if n := len(list); n > maxLayers {
+		list = slices.Concat(list[:maxLayers-lowest], list[n-lowest:])
+	}
+	if !slices.Contains(list, l) { // it always is one of them
 		list = append([]*Layer{l}, list...)
 	}
-	for _, o := range list[:min(len(list), maxLayers)] {
+	for _, o := range list {
 		if _, err := o.Acquire(); err == nil {
 			im = append(im, o)
 		}
@@ -72,7 +75,7 @@ func (im image) find(p string) (at location, ok bool) {
 // walk goes down a path in all layers at the same time, up to its end or the first
 // symlink, for which it returns the path to go on with.
 func (im image) walk(p string) (at location, link string, ok bool) {
-	dirs := make([]location, 0, maxLayers)
+	dirs := make([]location, 0, len(im))
 	for _, l := range im {
 		dirs = append(dirs, location{l, estargz.Root, unix.S_IFDIR})
 	}

@@ -118,7 +118,8 @@ func openKept(path string, b Blob) *estargz.TOC {
 // the blob is made local first. The caller closes the TOC; b stays the caller's.
 //
 // The error wraps estargz.ErrNotLazy when the blob has no TOC, and
-// estargz.ErrCorrupt when it has a wrong one, fetched three times: both are final.
+// estargz.ErrCorrupt when it has a wrong one, which is fetched three times unless it is what
+// the manifest names: both are final.
 // Other errors are those of the network and the disk.
 func (f Finder) Resolve(ctx context.Context, b Blob, hints estargz.Hints) (*estargz.TOC, error) {
 	if toc, err := f.OpenTOC(b, hints); err == nil {

@@ -55,7 +55,7 @@ type entry struct {
 	holds     int
 	expiry    *time.Timer // set while nobody holds the entry
 	reference string      // of the image that asked last
-	place     int         // in that image, 1 for its topmost layer; 0: not known
+	place     int         // above those with lower ones; 0: not known
 
 	dirs struct {
 		sync.Mutex

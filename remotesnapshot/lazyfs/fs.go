@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -30,6 +31,8 @@ type FS struct {
 
 	building chan struct{} // a place for who makes an image
 
+	expected atomic.Int64 // layers, see Expect
+
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	calls  *calls
@@ -40,7 +43,7 @@ type FS struct {
 		closed  bool
 		entries map[key]*entry
 		ahead   map[digest.Digest]time.Time // blobs whose TOC is on its way (zero), or is kept until then
-		pins    map[digest.Digest]int       // mounts that need a layer; see Evict
+		pins    map[digest.Digest]int       // holds of a layer; see Evict
 		reasons reasons
 	}
 }

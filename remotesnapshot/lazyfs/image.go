@@ -2,6 +2,7 @@ package lazyfs
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	digest "github.com/opencontainers/go-digest"
@@ -20,29 +21,34 @@ func (fs *FS) siblings(e *entry) (out []*layer.Layer) {
 			list = append(list, o)
 		}
 	}
-	rank := func(o *entry) int {
-		switch {
-		case o.place > 0:
-			return o.place
-		case o == e:
-			return 0
+	place := func(o *entry) int {
+		if o == e && o.place == 0 {
+			return math.MaxInt
 		}
-		return maxCopies + 1
+		return o.place
 	}
-	slices.SortFunc(list, func(a, b *entry) int { return cmp.Compare(rank(a), rank(b)) })
+	slices.SortFunc(list, func(a, b *entry) int { return cmp.Compare(place(b), place(a)) })
 	for _, o := range list {
 		out = append(out, o.content.layer.Load())
 	}
 	return out
 }
 
-// stack notes how layers of an image lie upon each other, the topmost first.
+// stack notes how layers of an image lie upon each other, the topmost first. Places are counted from
+// the bottom, and never become less: images mostly share their lowest layers, and one that knows
+// only some of its layers yet does not disturb the others.
 func (fs *FS) stack(layers []digest.Digest) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	for k, e := range fs.mu.entries {
-		if i := slices.Index(layers, k.blob); i >= 0 {
-			e.place = i + 1
+	below := 0
+	for _, dgst := range slices.Backward(layers) {
+		highest := below
+		for k, e := range fs.mu.entries {
+			if k.blob == dgst {
+				e.place = max(e.place, below+1)
+				highest = max(highest, e.place)
+			}
 		}
+		below = highest
 	}
 }

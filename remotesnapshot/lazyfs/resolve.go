@@ -157,21 +157,43 @@ func (fs *FS) resolveAhead(srcs []remotesnapshot.Source) {
 	}
 }
 
-// expectTime bounds what Expect does.
-const expectTime = 30 * time.Second
+const (
+	// expectTime bounds what Expect does.
+	expectTime = 30 * time.Second
+	// maxExpected is how many layers may be expected at the same time.
+	maxExpected = 256
+)
 
-// Expect begins to resolve layers of one image that will soon be asked for, and lets the reads
-// authenticate through s as long as that takes. It does not block. Errors are left to the
-// Resolve that will meet them.
-func (fs *FS) Expect(srcs []remotesnapshot.Source, s remotesnapshot.Sessions) {
-	fs.inBackground(func() {
-		ctx, cancel := context.WithTimeout(fs.ctx, expectTime)
+// Expect begins to resolve layers of one image that will probably be asked for soon, and lets the
+// reads authenticate through s as long as that takes, or until ctx ends. It does not block. Those
+// that are open stay what they are. Errors are left to the Resolve that will meet them, and too many
+// layers to the one that will need them.
+func (fs *FS) Expect(ctx context.Context, srcs []remotesnapshot.Source, s remotesnapshot.Sessions) {
+	srcs = slices.DeleteFunc(slices.Clone(srcs), func(src remotesnapshot.Source) bool {
+		_, err := newRequest(src)
+		return err != nil || fs.isOpen(src.Digest)
+	})
+	n := int64(len(srcs))
+	if n == 0 {
+		return
+	}
+	if fs.expected.Add(n) > maxExpected {
+		fs.expected.Add(-n)
+		return
+	}
+	started := fs.inBackground(func() {
+		defer fs.expected.Add(-n)
+		ctx, cancel := context.WithTimeout(ctx, expectTime)
 		defer cancel()
+		defer context.AfterFunc(fs.ctx, cancel)()
 		for _, src := range srcs {
 			defer fs.Hold(src, s)()
 		}
 		_ = fs.Resolve(ctx, srcs...)
 	})
+	if !started {
+		fs.expected.Add(-n)
+	}
 }
 
 // firstReads is how many requests a step begins with of which nothing is known.

@@ -34,7 +34,7 @@ func (nobody) Prove(ctx context.Context, _ string, _ func() []string, check func
 	return check(ctx, "")
 }
 
-// Hold implements remotesnapshot.Lazy. What is held is mounted, and not evicted.
+// Hold implements remotesnapshot.Lazy. What is held is mounted, or will be, and not evicted.
 func (fs *FS) Hold(src remotesnapshot.Source, s remotesnapshot.Sessions) (release func()) {
 	unpin := fs.pin(src.Digest)
 	if s == nil {

@@ -7,9 +7,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	bksession "github.com/moby/buildkit/session"
-
 	"github.com/moby/buildkit/client/llb/sourceresolver"
+	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/source"

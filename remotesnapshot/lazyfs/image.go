@@ -34,21 +34,22 @@ func (fs *FS) siblings(e *entry) (out []*layer.Layer) {
 	return out
 }
 
-// stack notes how layers of an image lie upon each other, the topmost first. Places are counted from
+// stack finds layers of an image, the topmost first, and notes how they lie upon each other. Places are counted from
 // the bottom, and never become less: images mostly share their lowest layers, and one that knows
 // only some of its layers yet does not disturb the others.
-func (fs *FS) stack(layers []digest.Digest) {
+func (fs *FS) stack(layers []digest.Digest) (entries []*entry) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	below := 0
 	for _, dgst := range slices.Backward(layers) {
 		highest := below
-		for k, e := range fs.mu.entries {
-			if k.blob == dgst {
-				e.place = max(e.place, below+1)
-				highest = max(highest, e.place)
-			}
+		for _, e := range fs.entriesOfLocked(dgst) {
+			e.place = max(e.place, below+1)
+			highest = max(highest, e.place)
+			entries = append(entries, e)
 		}
 		below = highest
 	}
+	slices.Reverse(entries)
+	return entries
 }

@@ -136,6 +136,10 @@ func allocated(path string) (int64, error) {
 func (fs *FS) entriesOf(dgst digest.Digest) (entries []*entry) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
+	return fs.entriesOfLocked(dgst)
+}
+
+func (fs *FS) entriesOfLocked(dgst digest.Digest) (entries []*entry) {
 	for k, e := range fs.mu.entries {
 		if k.blob == dgst {
 			entries = append(entries, e)

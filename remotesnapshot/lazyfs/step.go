@@ -67,11 +67,7 @@ func (s *Step) WillRead(layers []digest.Digest) { s.see(layers, false) }
 func (s *Step) Reads(layers []digest.Digest) { s.see(layers, true) }
 
 func (s *Step) see(layers []digest.Digest, record bool) {
-	var added []use
-	s.fs.stack(layers)
-	for _, dgst := range layers {
-		added = append(added, s.add(s.fs.entriesOf(dgst), record)...)
-	}
+	added := s.add(s.fs.stack(layers), record)
 	if len(added) == 0 {
 		return
 	}
